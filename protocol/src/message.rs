@@ -1,0 +1,332 @@
+//! The two headers every message starts with, a datagram's list of messages, and `NLMSG_ERROR`.
+//!
+//! ```text
+//! struct nlmsghdr   16 bytes   length | type | flags | sequence | port id      host byte order
+//! struct nfgenmsg    4 bytes   family | version | res_id                       res_id in network order
+//! ```
+
+use std::ops::Range;
+
+use byteorder::{BigEndian, ByteOrder, NativeEndian};
+use netlink_packet_core::NetlinkHeader;
+
+use crate::attribute::{Attributes, align};
+use crate::constants::{
+    NFNETLINK_V0, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLMSG_ERROR, NLMSGERR_ATTR_MSG, NLMSGERR_ATTR_OFFS,
+};
+use crate::error::ParseError;
+
+/// `sizeof(struct nlmsghdr)`.
+pub const NLMSG_HEADER_LEN: usize = 16;
+/// `sizeof(struct nfgenmsg)`.
+pub const NFGENMSG_LEN: usize = 4;
+/// Where the attributes of an nfnetlink message start.
+pub const ATTRIBUTES_OFFSET: usize = NLMSG_HEADER_LEN + NFGENMSG_LEN;
+
+const LENGTH: Range<usize> = 0..4;
+const KIND: Range<usize> = 4..6;
+const FLAGS: Range<usize> = 6..8;
+const SEQUENCE: Range<usize> = 8..12;
+const PORT: Range<usize> = 12..16;
+
+const FAMILY: usize = 0;
+const VERSION: usize = 1;
+const RES_ID: Range<usize> = 2..4;
+
+/// One netlink message, borrowed from the datagram it was read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Message<'a> {
+    bytes: &'a [u8],
+    kind: u16,
+}
+
+impl<'a> Message<'a> {
+    /// Reads the message at the start of `bytes`; what follows its stated length is ignored.
+    ///
+    /// # Errors
+    ///
+    /// [`ParseError::Truncated`] if the header or the stated length does not fit in `bytes`.
+    #[inline]
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
+        let Some((header, _)) = bytes.split_first_chunk::<NLMSG_HEADER_LEN>() else {
+            return Err(ParseError::Truncated {
+                what: "struct nlmsghdr",
+                needed: NLMSG_HEADER_LEN,
+                had: bytes.len(),
+                offset: 0,
+            });
+        };
+        let kind = NativeEndian::read_u16(&header[KIND]);
+        let length = NativeEndian::read_u32(&header[LENGTH]) as usize;
+        match bytes.get(..length) {
+            Some(bytes) if length >= NLMSG_HEADER_LEN => Ok(Self { bytes, kind }),
+            _ => Err(ParseError::Truncated {
+                what: "netlink message",
+                needed: length.max(NLMSG_HEADER_LEN),
+                had: bytes.len(),
+                offset: 0,
+            }),
+        }
+    }
+
+    /// The message type: subsystem in the high byte for nfnetlink, below 16 for netlink's own.
+    #[must_use]
+    pub const fn kind(&self) -> u16 {
+        self.kind
+    }
+
+    /// `NLM_F_*` flags.
+    #[must_use]
+    pub fn flags(&self) -> u16 {
+        NativeEndian::read_u16(&self.bytes[FLAGS])
+    }
+
+    /// The sequence number, which an answer repeats.
+    #[must_use]
+    pub fn sequence(&self) -> u32 {
+        NativeEndian::read_u32(&self.bytes[SEQUENCE])
+    }
+
+    /// The header's port id. Not proof of the sender: only the socket address is.
+    #[must_use]
+    pub fn port(&self) -> u32 {
+        NativeEndian::read_u32(&self.bytes[PORT])
+    }
+
+    /// The whole message, header included, without padding.
+    #[must_use]
+    pub const fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// What follows the netlink header.
+    #[must_use]
+    pub fn body(&self) -> &'a [u8] {
+        &self.bytes[NLMSG_HEADER_LEN..]
+    }
+
+    /// The header as netlink-packet-core has it.
+    #[must_use]
+    pub fn netlink_header(&self) -> NetlinkHeader {
+        let mut header = NetlinkHeader::default();
+        header.length = NativeEndian::read_u32(&self.bytes[LENGTH]);
+        header.message_type = self.kind;
+        header.flags = self.flags();
+        header.sequence_number = self.sequence();
+        header.port_number = self.port();
+        header
+    }
+}
+
+/// Iterates over the messages of a datagram. After an error it is at its end.
+///
+/// The kernel sends one `NFQNL_MSG_PACKET` per datagram; several messages per datagram go the other
+/// way.
+#[derive(Debug, Clone)]
+pub struct Messages<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Messages<'a> {
+    /// Reads `datagram` from its first byte.
+    #[must_use]
+    pub const fn new(datagram: &'a [u8]) -> Self {
+        Self { rest: datagram }
+    }
+}
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = Result<Message<'a>, ParseError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let message = Message::parse(self.rest);
+        self.rest = match &message {
+            Ok(message) => self.rest.get(align(message.bytes.len())..).unwrap_or_default(),
+            Err(_) => &[],
+        };
+        Some(message)
+    }
+}
+
+/// `struct nfgenmsg`, the header of every nfnetlink message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Nfgenmsg {
+    /// `NFPROTO_*` family of the packet; not looked at by the kernel in requests.
+    pub family: u8,
+    /// [`NFNETLINK_V0`].
+    pub version: u8,
+    /// The queue number.
+    pub res_id: u16,
+}
+
+impl Nfgenmsg {
+    /// The header of a request about `queue`.
+    #[must_use]
+    pub const fn new(queue: u16) -> Self {
+        Self { family: 0, version: NFNETLINK_V0, res_id: queue }
+    }
+
+    /// Reads the header at the start of a message's body and returns it with the attributes after it.
+    ///
+    /// # Errors
+    ///
+    /// [`ParseError::Truncated`] if the body has fewer than four bytes.
+    #[inline]
+    pub fn parse(body: &[u8]) -> Result<(Self, Attributes<'_>), ParseError> {
+        let Some((header, attributes)) = body.split_first_chunk::<NFGENMSG_LEN>() else {
+            return Err(ParseError::Truncated {
+                what: "struct nfgenmsg",
+                needed: NFGENMSG_LEN,
+                had: body.len(),
+                offset: NLMSG_HEADER_LEN,
+            });
+        };
+        let header = Self {
+            family: header[FAMILY],
+            version: header[VERSION],
+            res_id: BigEndian::read_u16(&header[RES_ID]),
+        };
+        Ok((header, Attributes::at(attributes, ATTRIBUTES_OFFSET)))
+    }
+
+    pub(crate) fn emit(self) -> [u8; NFGENMSG_LEN] {
+        let mut out = [0; NFGENMSG_LEN];
+        out[FAMILY] = self.family;
+        out[VERSION] = self.version;
+        BigEndian::write_u16(&mut out[RES_ID], self.res_id);
+        out
+    }
+}
+
+/// Appends a message: both headers, then what `attributes` appends, then padding to four bytes.
+///
+/// The length is patched at the end. `beyond` is the number of bytes that belong to the message but
+/// are sent from another buffer; they follow what `attributes` appended, and the caller pads.
+pub(crate) fn push_message(
+    out: &mut Vec<u8>,
+    header: Header,
+    beyond: usize,
+    attributes: impl FnOnce(&mut Vec<u8>),
+) {
+    let start = out.len();
+    let mut head = [0; ATTRIBUTES_OFFSET];
+    // The length stays zero, which every parser refuses, until it is known.
+    NativeEndian::write_u16(&mut head[KIND], header.kind);
+    NativeEndian::write_u16(&mut head[FLAGS], header.flags);
+    NativeEndian::write_u32(&mut head[SEQUENCE], header.sequence);
+    NativeEndian::write_u32(&mut head[PORT], header.port);
+    head[NLMSG_HEADER_LEN..].copy_from_slice(&header.nfgenmsg.emit());
+    out.extend_from_slice(&head);
+    attributes(out);
+    let length = u32::try_from(out.len() - start + beyond).expect("netlink message above 4 GiB");
+    NativeEndian::write_u32(&mut out[start..][LENGTH], length);
+}
+
+/// What [`push_message`] writes into the two headers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Header {
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    pub(crate) sequence: u32,
+    pub(crate) port: u32,
+    pub(crate) nfgenmsg: Nfgenmsg,
+}
+
+/// An `NLMSG_ERROR`: the kernel's answer to one request.
+///
+/// A refused request is always answered, a successful one only if it asked with `NLM_F_ACK`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ack<'a> {
+    error: i32,
+    header: [u8; NLMSG_HEADER_LEN],
+    echo: &'a [u8],
+    extended: &'a [u8],
+}
+
+impl<'a> Ack<'a> {
+    /// Reads an `NLMSG_ERROR`.
+    ///
+    /// # Errors
+    ///
+    /// [`ParseError::MessageType`] if the message is something else, [`ParseError::Truncated`] if it
+    /// is too short for `struct nlmsgerr`.
+    pub fn parse(message: Message<'a>) -> Result<Self, ParseError> {
+        if message.kind() != NLMSG_ERROR {
+            return Err(ParseError::MessageType { expected: NLMSG_ERROR, found: message.kind() });
+        }
+        let truncated = |needed| ParseError::Truncated {
+            what: "struct nlmsgerr",
+            needed,
+            had: message.body().len(),
+            offset: NLMSG_HEADER_LEN,
+        };
+        let needed = 4 + NLMSG_HEADER_LEN;
+        let (error, request) = message.body().split_first_chunk::<4>().ok_or(truncated(needed))?;
+        let (header, after_header) =
+            request.split_first_chunk::<NLMSG_HEADER_LEN>().ok_or(truncated(needed))?;
+        let echo_len = if message.flags() & NLM_F_CAPPED != 0 {
+            0
+        } else {
+            (NativeEndian::read_u32(&header[LENGTH]) as usize).saturating_sub(NLMSG_HEADER_LEN)
+        };
+        let echo = after_header.get(..echo_len).ok_or(truncated(needed + echo_len))?;
+        let extended = if message.flags() & NLM_F_ACK_TLVS != 0 {
+            after_header.get(align(echo_len)..).unwrap_or_default()
+        } else {
+            &[]
+        };
+        Ok(Self { error: NativeEndian::read_i32(error), header: *header, echo, extended })
+    }
+
+    /// The errno, positive, or 0 for success.
+    ///
+    /// The kernel can send 524 (`ENOTSUPP`), which no libc names.
+    #[must_use]
+    pub const fn errno(&self) -> i32 {
+        self.error.saturating_neg()
+    }
+
+    /// Type of the request that is answered.
+    #[must_use]
+    pub fn request_kind(&self) -> u16 {
+        NativeEndian::read_u16(&self.header[KIND])
+    }
+
+    /// Sequence number of the request.
+    #[must_use]
+    pub fn request_sequence(&self) -> u32 {
+        NativeEndian::read_u32(&self.header[SEQUENCE])
+    }
+
+    /// Port id that the request's header carried. The kernel echoes it and does not look at it.
+    #[must_use]
+    pub fn request_port(&self) -> u32 {
+        NativeEndian::read_u32(&self.header[PORT])
+    }
+
+    /// The request after its netlink header; empty where the kernel left it out, which it does for
+    /// successes and on sockets with `NETLINK_CAP_ACK`.
+    #[must_use]
+    pub const fn request_body(&self) -> &'a [u8] {
+        self.echo
+    }
+
+    /// The kernel's explanation. `None` unless the socket has `NETLINK_EXT_ACK` (since 4.12) and the
+    /// kernel gave one; it does so for malformed attributes, not for `EPERM`, `EBUSY` or `ENOENT`.
+    #[must_use]
+    pub fn text(&self) -> Option<&'a str> {
+        let text = Attributes::new(self.extended).last_of(NLMSGERR_ATTR_MSG)?.value();
+        std::str::from_utf8(text.strip_suffix(&[0]).unwrap_or(text)).ok()
+    }
+
+    /// Offset in the request of the attribute at fault, in bytes; `None` under the same conditions
+    /// as [`Ack::text`].
+    #[must_use]
+    pub fn offset(&self) -> Option<u32> {
+        let offset = Attributes::new(self.extended).last_of(NLMSGERR_ATTR_OFFS)?;
+        offset.value().get(..4).map(NativeEndian::read_u32)
+    }
+}

@@ -1,0 +1,449 @@
+//! `NFQNL_MSG_PACKET`: a queued packet, as the kernel hands it over.
+//!
+//! [`PacketMessage::parse`] walks the attributes once and checks that each is whole and as long as its
+//! type. After that no accessor can fail or panic: an attribute that the kernel did not send is
+//! `None`. The bytes stay where they were received.
+//!
+//! Attributes may come in any order. Where one occurs twice the last one counts, as in the kernel's
+//! own parser. Unknown ones are kept: [`PacketMessage::attribute`] finds them by number.
+
+use std::time::{Duration, SystemTime};
+
+use byteorder::{BigEndian, ByteOrder};
+
+use crate::attribute::{Attribute, Attributes, HEADER_LEN};
+use crate::conntrack::Conntrack;
+use crate::constants::*;
+use crate::error::ParseError;
+use crate::message::{ATTRIBUTES_OFFSET, Message, Nfgenmsg};
+
+/// Shortest value that the kernel's type of each attribute allows, by number; 0 where any length is.
+const MIN_VALUE_LEN: [usize; 23] = {
+    let mut min = [0; 23];
+    min[NFQA_PACKET_HDR as usize] = 7;
+    min[NFQA_VERDICT_HDR as usize] = 8;
+    min[NFQA_MARK as usize] = 4;
+    min[NFQA_TIMESTAMP as usize] = 16;
+    min[NFQA_IFINDEX_INDEV as usize] = 4;
+    min[NFQA_IFINDEX_OUTDEV as usize] = 4;
+    min[NFQA_IFINDEX_PHYSINDEV as usize] = 4;
+    min[NFQA_IFINDEX_PHYSOUTDEV as usize] = 4;
+    min[NFQA_HWADDR as usize] = 12;
+    min[NFQA_CT_INFO as usize] = 4;
+    min[NFQA_CAP_LEN as usize] = 4;
+    min[NFQA_SKB_INFO as usize] = 4;
+    min[NFQA_UID as usize] = 4;
+    min[NFQA_GID as usize] = 4;
+    min[NFQA_PRIORITY as usize] = 4;
+    min[NFQA_CGROUP_CLASSID as usize] = 4;
+    min
+};
+
+/// What one walk over a packet message found: enough to make a [`PacketMessage`] of the same bytes
+/// again without another walk.
+///
+/// Plain data for buffers that are reused: 28 bytes, no borrow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PacketIndex {
+    id: u32,
+    message_len: u32,
+    payload_offset: u32,
+    payload_len: u32,
+    /// Bit per attribute number 1–22.
+    present: u32,
+    queue: u16,
+    hw_protocol: u16,
+    hook: u8,
+    family: u8,
+}
+
+impl PacketIndex {
+    /// Walks and checks the message at the start of `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// [`ParseError`] says what is malformed and where. [`PacketIndex::salvage`] may still find out
+    /// which packet it was about.
+    #[inline]
+    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+        let message = Message::parse(bytes)?;
+        if message.kind() != NFQNL_MSG_PACKET {
+            return Err(ParseError::MessageType {
+                expected: NFQNL_MSG_PACKET,
+                found: message.kind(),
+            });
+        }
+        let (nfgenmsg, attributes) = Nfgenmsg::parse(message.body())?;
+        let mut index = Self {
+            // A message is at most as long as the buffer it was received into.
+            message_len: u32::try_from(message.bytes().len()).unwrap_or(u32::MAX),
+            queue: nfgenmsg.res_id,
+            family: nfgenmsg.family,
+            ..Self::default()
+        };
+        for attribute in attributes {
+            index.note(attribute?)?;
+        }
+        if index.present & (1 << NFQA_PACKET_HDR) == 0 {
+            return Err(ParseError::Missing { attribute: "NFQA_PACKET_HDR" });
+        }
+        Ok(index)
+    }
+
+    #[inline]
+    fn note(&mut self, attribute: Attribute<'_>) -> Result<(), ParseError> {
+        let kind = attribute.kind();
+        let Some(&needed) = MIN_VALUE_LEN.get(usize::from(kind)) else { return Ok(()) };
+        attribute.require(needed)?;
+        self.present |= 1 << kind;
+        let value = attribute.value();
+        match kind {
+            NFQA_PACKET_HDR => {
+                self.id = BigEndian::read_u32(&value[0..4]);
+                self.hw_protocol = BigEndian::read_u16(&value[4..6]);
+                self.hook = value[6];
+            }
+            NFQA_PAYLOAD => {
+                self.payload_offset =
+                    u32::try_from(attribute.offset() + HEADER_LEN).unwrap_or(u32::MAX);
+                self.payload_len = u32::try_from(value.len()).unwrap_or(u32::MAX);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Queue number and packet id of a message that [`PacketIndex::parse`] refused, as far as they
+    /// can be read: enough to give the packet a verdict, without which it stays in the kernel's
+    /// queue for ever.
+    ///
+    /// `None` if the bytes do not start like a packet message or end before its first attribute.
+    #[must_use]
+    pub fn salvage(bytes: &[u8]) -> Option<(u16, u32)> {
+        const START: usize = ATTRIBUTES_OFFSET;
+        let kind = bytes.get(4..6).map(byteorder::NativeEndian::read_u16)?;
+        if kind != NFQNL_MSG_PACKET {
+            return None;
+        }
+        let (nfgenmsg, _) = Nfgenmsg::parse(bytes.get(START - 4..)?).ok()?;
+        let header = Attributes::new(bytes.get(START..)?).last_of(NFQA_PACKET_HDR)?;
+        Some((nfgenmsg.res_id, header.u32_be()?))
+    }
+
+    /// The view of `bytes`, which must be the ones this index was made from: with others the
+    /// accessors return wrong values or `None`, but never panic.
+    #[inline]
+    #[must_use]
+    pub fn view<'a>(&self, bytes: &'a [u8]) -> PacketMessage<'a> {
+        let bytes = bytes.get(..self.message_len as usize).unwrap_or(bytes);
+        PacketMessage { bytes, index: *self }
+    }
+
+    /// The packet id. Ids of a queue are consecutive from 1 and wrap at 2^32.
+    #[must_use]
+    pub const fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The queue number.
+    #[must_use]
+    pub const fn queue(&self) -> u16 {
+        self.queue
+    }
+
+    /// Length of the whole message in bytes, without padding.
+    #[must_use]
+    pub const fn message_len(&self) -> usize {
+        self.message_len as usize
+    }
+
+    /// Where the payload lies in the message, in bytes; `None` if the kernel sent none.
+    #[must_use]
+    pub const fn payload_range(&self) -> Option<std::ops::Range<usize>> {
+        if !self.has(NFQA_PAYLOAD) {
+            return None;
+        }
+        let start = self.payload_offset as usize;
+        Some(start..start + self.payload_len as usize)
+    }
+
+    /// Whether the kernel copied less than the whole packet (`NFQA_CAP_LEN`).
+    #[must_use]
+    pub const fn is_truncated(&self) -> bool {
+        self.has(NFQA_CAP_LEN)
+    }
+
+    const fn has(&self, kind: u16) -> bool {
+        self.present & (1 << kind) != 0
+    }
+}
+
+/// A queued packet: the view of one message in the buffer it was received into.
+#[derive(Debug, Clone, Copy)]
+pub struct PacketMessage<'a> {
+    bytes: &'a [u8],
+    index: PacketIndex,
+}
+
+impl<'a> PacketMessage<'a> {
+    /// Reads the packet message at the start of `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// As [`PacketIndex::parse`].
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
+        Ok(PacketIndex::parse(bytes)?.view(bytes))
+    }
+
+    /// What the walk over the attributes found.
+    #[must_use]
+    pub const fn index(&self) -> PacketIndex {
+        self.index
+    }
+
+    /// The whole message, netlink header included, without padding.
+    #[must_use]
+    pub const fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The packet id. Ids of a queue are consecutive from 1 and wrap at 2^32, so a gap is a packet
+    /// that the kernel could not deliver.
+    #[must_use]
+    pub const fn id(&self) -> u32 {
+        self.index.id
+    }
+
+    /// The queue number (`nfgenmsg.res_id`).
+    #[must_use]
+    pub const fn queue(&self) -> u16 {
+        self.index.queue
+    }
+
+    /// The hook's family, an `NFPROTO_*` number: IPv4, IPv6 or bridge.
+    #[must_use]
+    pub const fn family(&self) -> u8 {
+        self.index.family
+    }
+
+    /// The hook: an `NF_INET_*` number, or `NF_BR_*` with the same values in the bridge family.
+    #[must_use]
+    pub const fn hook(&self) -> u8 {
+        self.index.hook
+    }
+
+    /// The link protocol (ethertype) in host order: 0x0800 or 0x86dd from IP hooks, the frame's own in
+    /// the bridge family.
+    #[must_use]
+    pub const fn hw_protocol(&self) -> u16 {
+        self.index.hw_protocol
+    }
+
+    /// The packet from its network header on, without link-layer header; empty if the kernel sent
+    /// no payload (copy mode META, or a packet without bytes).
+    #[must_use]
+    pub fn payload(&self) -> &'a [u8] {
+        self.index.payload_range().and_then(|range| self.bytes.get(range)).unwrap_or_default()
+    }
+
+    /// Full length in bytes of a packet of which only a part was copied; `None` if the payload is
+    /// whole, or in copy mode META. Since 3.7.
+    #[must_use]
+    pub fn cap_len(&self) -> Option<u32> {
+        self.u32_be(NFQA_CAP_LEN)
+    }
+
+    /// The mark; absent when it is 0.
+    #[must_use]
+    pub fn mark(&self) -> Option<u32> {
+        self.u32_be(NFQA_MARK)
+    }
+
+    /// When the packet was received. Absent at the output and postrouting hooks, and wherever nothing on
+    /// the host has asked for time stamps.
+    #[must_use]
+    pub fn timestamp(&self) -> Option<Timestamp> {
+        let value = self.attribute(NFQA_TIMESTAMP)?.value();
+        Some(Timestamp {
+            seconds: value.get(0..8).map(BigEndian::read_u64)?,
+            microseconds: value.get(8..16).map(BigEndian::read_u64)?,
+        })
+    }
+
+    /// Index of the input device; absent at the output hook. In the bridge family it is the bridge.
+    #[must_use]
+    pub fn indev(&self) -> Option<u32> {
+        self.u32_be(NFQA_IFINDEX_INDEV)
+    }
+
+    /// Index of the output device; absent at the prerouting and input hooks.
+    #[must_use]
+    pub fn outdev(&self) -> Option<u32> {
+        self.u32_be(NFQA_IFINDEX_OUTDEV)
+    }
+
+    /// Index of the bridge port the packet came in through; bridged packets only.
+    #[must_use]
+    pub fn physindev(&self) -> Option<u32> {
+        self.u32_be(NFQA_IFINDEX_PHYSINDEV)
+    }
+
+    /// Index of the bridge port the packet leaves through; bridged packets only.
+    #[must_use]
+    pub fn physoutdev(&self) -> Option<u32> {
+        self.u32_be(NFQA_IFINDEX_PHYSOUTDEV)
+    }
+
+    /// Source link-layer address at its real length, at most 8 bytes. Absent at the output hook and on
+    /// links without addresses; six zero bytes on the loopback device.
+    #[must_use]
+    pub fn hwaddr(&self) -> Option<&'a [u8]> {
+        let value = self.attribute(NFQA_HWADDR)?.value();
+        let len = value.get(0..2).map(BigEndian::read_u16)?;
+        value.get(4..12)?.get(..usize::from(len).min(8))
+    }
+
+    /// Bits about the state of the packet's checksum and segmentation; absent when none is set. Since
+    /// 3.10.
+    #[must_use]
+    pub fn skb_info(&self) -> Option<SkbInfo> {
+        self.u32_be(NFQA_SKB_INFO).map(SkbInfo)
+    }
+
+    /// User id of the socket the packet belongs to, as the *initial* user namespace has it. Needs the
+    /// flag `NFQA_CFG_F_UID_GID`; absent where the kernel knows no socket. Since 3.14.
+    #[must_use]
+    pub fn uid(&self) -> Option<u32> {
+        self.u32_be(NFQA_UID)
+    }
+
+    /// Group id, under the same conditions as [`PacketMessage::uid`].
+    #[must_use]
+    pub fn gid(&self) -> Option<u32> {
+        self.u32_be(NFQA_GID)
+    }
+
+    /// Security context, text without a final NUL. Needs the flag `NFQA_CFG_F_SECCTX` and a security
+    /// module that labels packets. Since 4.3.
+    #[must_use]
+    pub fn secctx(&self) -> Option<&'a [u8]> {
+        self.attribute(NFQA_SECCTX).map(|attribute| attribute.value())
+    }
+
+    /// The packet's priority (`skb->priority`); absent when it is 0. Since 5.18.
+    #[must_use]
+    pub fn priority(&self) -> Option<u32> {
+        self.u32_be(NFQA_PRIORITY)
+    }
+
+    /// Class id that the `net_cls` controller gave the sending cgroup; absent when it is 0. Since 6.4.
+    #[must_use]
+    pub fn cgroup_classid(&self) -> Option<u32> {
+        self.u32_be(NFQA_CGROUP_CLASSID)
+    }
+
+    /// The VLAN tag of a bridged frame; absent unless both halves were sent. Since 4.7.
+    #[must_use]
+    pub fn vlan(&self) -> Option<Vlan> {
+        let nest = self.attribute(NFQA_VLAN)?.nested();
+        Some(Vlan {
+            proto: nest.clone().last_of(NFQA_VLAN_PROTO)?.u16_be()?,
+            tci: nest.last_of(NFQA_VLAN_TCI)?.u16_be()?,
+        })
+    }
+
+    /// Link-layer header of a bridged frame, VLAN tag excluded: 14 bytes for Ethernet. Since 4.7.
+    #[must_use]
+    pub fn l2_header(&self) -> Option<&'a [u8]> {
+        self.attribute(NFQA_L2HDR).map(|attribute| attribute.value())
+    }
+
+    /// The conntrack entry. Needs the flag `NFQA_CFG_F_CONNTRACK`; absent for packets that conntrack
+    /// does not follow. Since 3.6.
+    #[must_use]
+    pub fn conntrack(&self) -> Option<Conntrack<'a>> {
+        self.attribute(NFQA_CT).map(|attribute| Conntrack::new(attribute.value()))
+    }
+
+    /// The packet's relation to its conntrack entry, `enum ip_conntrack_info`: 0 established, 1 related,
+    /// 2 new, 3 established reply, 4 related reply. Comes with [`PacketMessage::conntrack`].
+    #[must_use]
+    pub fn conntrack_info(&self) -> Option<u32> {
+        self.u32_be(NFQA_CT_INFO)
+    }
+
+    /// The attribute with this number, known here or not.
+    #[must_use]
+    pub fn attribute(&self, kind: u16) -> Option<Attribute<'a>> {
+        if usize::from(kind) < MIN_VALUE_LEN.len() && !self.index.has(kind) {
+            return None;
+        }
+        self.attributes().last_of(kind)
+    }
+
+    /// All attributes in the order the kernel sent them, as borrowed bytes.
+    #[must_use]
+    pub fn attributes(&self) -> Attributes<'a> {
+        Attributes::new(self.bytes.get(ATTRIBUTES_OFFSET..).unwrap_or_default())
+    }
+
+    fn u32_be(&self, kind: u16) -> Option<u32> {
+        self.attribute(kind)?.u32_be()
+    }
+}
+
+/// `NFQA_SKB_INFO`: what the kernel knows about a packet's checksum and segmentation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SkbInfo(pub u32);
+
+impl SkbInfo {
+    /// The transport checksum is only the pseudo header's sum (`NFQA_SKB_CSUMNOTREADY`). Only with the
+    /// flag `NFQA_CFG_F_GSO`; without it the kernel completes the checksum first.
+    #[must_use]
+    pub const fn checksum_not_ready(self) -> bool {
+        self.0 & NFQA_SKB_CSUMNOTREADY != 0
+    }
+
+    /// The packet is a super-packet of up to 64 KiB (`NFQA_SKB_GSO`). Only with the flag
+    /// `NFQA_CFG_F_GSO`; without it the kernel cuts it into segments first.
+    #[must_use]
+    pub const fn is_gso(self) -> bool {
+        self.0 & NFQA_SKB_GSO != 0
+    }
+
+    /// Nobody has verified the checksum (`NFQA_SKB_CSUM_NOTVERIFIED`).
+    #[must_use]
+    pub const fn checksum_not_verified(self) -> bool {
+        self.0 & NFQA_SKB_CSUM_NOTVERIFIED != 0
+    }
+}
+
+/// When a packet was received, since 1970 (UTC).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp {
+    /// Whole seconds.
+    pub seconds: u64,
+    /// Microseconds, below 1,000,000.
+    pub microseconds: u64,
+}
+
+impl Timestamp {
+    /// The same as the standard library's type; `None` if it does not fit, which the kernel's never
+    /// do.
+    #[must_use]
+    pub fn to_system_time(self) -> Option<SystemTime> {
+        SystemTime::UNIX_EPOCH
+            .checked_add(Duration::from_secs(self.seconds))?
+            .checked_add(Duration::from_micros(self.microseconds))
+    }
+}
+
+/// A VLAN tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vlan {
+    /// Ethertype of the tag, host order: 0x8100 for 802.1Q, 0x88a8 for 802.1ad.
+    pub proto: u16,
+    /// Tag control information, host order: priority in bits 13–15, drop eligibility in bit 12, VLAN id
+    /// in bits 0–11.
+    pub tci: u16,
+}

@@ -1,0 +1,197 @@
+//! Errors, sorted by whose fault they are: the kernel refused, the caller misused, a system call
+//! failed. Each names the operation and, where it is known, the remedy.
+
+use std::io;
+use std::time::Duration;
+
+use netfilterqueue_protocol::config::ConfigFlags;
+use nix::errno::Errno;
+use thiserror::Error;
+
+/// What this crate was doing when an error came up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
+#[non_exhaustive]
+pub enum Operation {
+    /// Opening and setting up the netlink socket.
+    #[error("opening the netlink socket")]
+    Open,
+    /// Taking a queue number.
+    #[error("binding the queue")]
+    Bind,
+    /// Changing the configuration of a queue.
+    #[error("configuring the queue")]
+    Configure,
+    /// Giving the queue number back.
+    #[error("unbinding the queue")]
+    Unbind,
+    /// Receiving packets.
+    #[error("receiving packets")]
+    Receive,
+    /// Sending verdicts.
+    #[error("sending verdicts")]
+    Verdict,
+    /// Installing or removing rules.
+    #[error("changing firewall rules")]
+    Rules,
+}
+
+/// What went wrong.
+///
+/// It converts into [`io::Error`] with a fitting [`io::ErrorKind`], so that event loops can tell
+/// [`Error::WouldBlock`] from the rest.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel refused: the queue number belongs to another socket (`EPERM` although the capability
+    /// is there, or `EBUSY`).
+    #[error(
+        "queue {queue} is taken by another socket; see its owner in \
+         /proc/net/netfilter/nfnetlink_queue, stop that program or take another number"
+    )]
+    QueueTaken {
+        /// The queue number.
+        queue: u16,
+    },
+    /// The kernel refused: the program lacks `CAP_NET_ADMIN` in the user namespace that owns the
+    /// network namespace of the socket (`EPERM`).
+    #[error(
+        "{operation} needs CAP_NET_ADMIN; run as root, grant it (setcap cap_net_admin+ep, \
+         --cap-add NET_ADMIN), or enter a user and network namespace of your own"
+    )]
+    NoCapability {
+        /// What was refused.
+        operation: Operation,
+    },
+    /// The kernel has no `nfnetlink_queue` (`EPROTONOSUPPORT` from the socket, `EINVAL` from the
+    /// subsystem).
+    #[error(
+        "the kernel has no nfnetlink_queue; load the module (modprobe nfnetlink_queue) or enable \
+         CONFIG_NETFILTER_NETLINK_QUEUE"
+    )]
+    NoQueueSupport,
+    /// The kernel refused configuration flags that it does not know or cannot serve.
+    #[error(
+        "the kernel refused {flags} for queue {queue}; leave the option out or use a newer kernel \
+         (CONNTRACK also needs the module nf_conntrack_netlink)"
+    )]
+    FlagsRefused {
+        /// The queue number.
+        queue: u16,
+        /// The flags it refused, as far as they could be told apart.
+        flags: ConfigFlags,
+    },
+    /// The kernel has neither nft's `queue` expression nor `nft_compat` with the `NFQUEUE` target.
+    #[error(
+        "the kernel can put no queue rule in place: it has neither nft_queue nor nft_compat with \
+         xt_NFQUEUE; load one of them (modprobe nft_queue)"
+    )]
+    NoRuleSupport,
+    /// The kernel refused for another reason.
+    #[error("{operation}: the kernel refused with {errno}{}", text(explanation.as_ref()))]
+    Refused {
+        /// What was refused.
+        operation: Operation,
+        /// The kernel's reason.
+        errno: Errno,
+        /// The kernel's explanation, where it gave one.
+        explanation: Option<String>,
+    },
+    /// The kernel's answer did not come. It is lost when the socket's receive buffer is full of packets.
+    #[error(
+        "{operation}: no answer from the kernel within {waited:?}; the receive buffer was full or \
+         the kernel is very busy, receive what waits and try again"
+    )]
+    AckTimeout {
+        /// What was asked.
+        operation: Operation,
+        /// How long the answer was waited for.
+        waited: Duration,
+    },
+    /// Nothing to receive, and the queue is in non-blocking mode.
+    #[error("no packet waits")]
+    WouldBlock,
+    /// A [`StopHandle`](crate::StopHandle) was used.
+    #[error("the queue was told to stop")]
+    Stopped,
+    /// The caller gave a verdict for a queue that is closed; the kernel has dropped its packets.
+    #[error("the queue is closed; the kernel has dropped the packets that waited in it")]
+    Closed,
+    /// A rule cannot be expressed.
+    #[error("the rule cannot be made: {0}")]
+    InvalidRule(&'static str),
+    /// A system call failed.
+    #[error("{operation}: {call}: {source}")]
+    System {
+        /// What was being done.
+        operation: Operation,
+        /// The system call.
+        call: &'static str,
+        /// Its error.
+        source: io::Error,
+    },
+}
+
+fn text(explanation: Option<&String>) -> String {
+    explanation.map(|text| format!(" ({text})")).unwrap_or_default()
+}
+
+impl Error {
+    /// For use with `map_err`: wraps the error of a system call.
+    pub(crate) fn system<E: Into<io::Error>>(
+        operation: Operation,
+        call: &'static str,
+    ) -> impl FnOnce(E) -> Self {
+        move |source| Self::System { operation, call, source: source.into() }
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::WouldBlock => io::ErrorKind::WouldBlock,
+            Error::Stopped => io::ErrorKind::Interrupted,
+            Error::AckTimeout { .. } => io::ErrorKind::TimedOut,
+            Error::QueueTaken { .. } => io::ErrorKind::AddrInUse,
+            Error::NoCapability { .. } => io::ErrorKind::PermissionDenied,
+            Error::NoQueueSupport | Error::FlagsRefused { .. } | Error::NoRuleSupport => {
+                io::ErrorKind::Unsupported
+            }
+            Error::Closed => io::ErrorKind::NotConnected,
+            Error::InvalidRule(_) => io::ErrorKind::InvalidInput,
+            Error::Refused { errno, .. } => Self::from(*errno).kind(),
+            Error::System { source, .. } => source.kind(),
+        };
+        Self::new(kind, error)
+    }
+}
+
+/// Why a packet cannot be edited. The packet itself is untouched and can still be judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum EditError {
+    /// Only a part of the packet was copied: sending it back would cut the packet.
+    #[error(
+        "only {copied} of the packet's {full} bytes were copied, so sending it back would cut it; \
+         raise the copy range"
+    )]
+    Truncated {
+        /// Bytes that were copied.
+        copied: usize,
+        /// The packet's length in bytes.
+        full: u32,
+    },
+    /// The packet's bytes were not copied.
+    #[error("the packet's bytes were not copied; use copy mode PACKET")]
+    NotCopied,
+    /// The new payload is empty: the kernel would drop the packet.
+    #[error("an empty payload would drop the packet; say so with Verdict::Drop")]
+    Empty,
+    /// The new payload is longer than what can be sent back.
+    #[error("a payload of {len} bytes cannot be sent back, at most {max}")]
+    TooLong {
+        /// Its length in bytes.
+        len: usize,
+        /// What can be sent.
+        max: usize,
+    },
+}

@@ -1,0 +1,206 @@
+//! The netlink socket: the only system calls of the crate. Knows bytes, not their meaning.
+
+use std::array;
+use std::cell::RefCell;
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, SndBuf};
+use nix::sys::socket::{
+    MsgFlags, MultiHeaders, NetlinkAddr, getsockopt, recvmmsg, sendmsg, setsockopt,
+};
+
+use crate::error::{Error, Operation};
+
+/// Most datagrams that one system call receives.
+pub(crate) const RECEIVE_MAX: usize = 64;
+
+/// The kernel adds this much to a datagram before it compares with `SO_SNDBUF`
+/// (`SKB_WITH_OVERHEAD` in `netlink_sendmsg`: length above `sk_sndbuf - 32` is `EMSGSIZE`).
+const SEND_OVERHEAD: usize = 32;
+
+/// The port id of the kernel itself.
+const KERNEL_PORT: u32 = 0;
+
+thread_local! {
+    /// The message headers of `recvmmsg`. They hold raw pointers, so they cannot move to another thread
+    /// with a batch, and are made once per thread instead.
+    static HEADERS: RefCell<MultiHeaders<NetlinkAddr>> =
+        RefCell::new(MultiHeaders::preallocate(RECEIVE_MAX, None));
+}
+
+/// What is known of one received datagram.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Received {
+    /// Bytes that were written into the buffer.
+    pub(crate) length: usize,
+    /// The datagram was longer than the buffer (`MSG_TRUNC`); its tail is lost.
+    pub(crate) truncated: bool,
+    /// The sender is the kernel. Any program with `CAP_NET_ADMIN` can send here too.
+    pub(crate) from_kernel: bool,
+}
+
+/// Why [`Socket::wait`] came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wake {
+    /// There is something to receive (or an error to fetch).
+    Readable,
+    /// Only the wake-up descriptor is readable.
+    Woken,
+    /// Time is up, or a signal came.
+    Nothing,
+}
+
+/// An open `NETLINK_NETFILTER` socket with its own port id.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    fd: OwnedFd,
+    port: u32,
+    send_limit: usize,
+}
+
+impl Socket {
+    /// Opens a socket and binds it to a port id of its own.
+    ///
+    /// `NETLINK_NO_ENOBUFS` is set: without it one overrun makes the kernel drop everything until the
+    /// receive buffer is empty. `NETLINK_CAP_ACK` and `NETLINK_EXT_ACK` make refusals short and
+    /// explained; kernels before 4.3 and 4.12 lack them, which changes nothing but the text.
+    pub(crate) fn open() -> Result<Self, Error> {
+        let failed =
+            |call| move |source| Error::System { operation: Operation::Open, call, source };
+        let mut socket =
+            netlink_sys::Socket::new(NETLINK_NETFILTER).map_err(|source| {
+                match source.raw_os_error().map(Errno::from_raw) {
+                    Some(Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT) => Error::NoQueueSupport,
+                    _ => failed("socket(AF_NETLINK)")(source),
+                }
+            })?;
+        let address = socket.bind_auto().map_err(failed("bind"))?;
+        socket.set_no_enobufs(true).map_err(failed("setsockopt(NETLINK_NO_ENOBUFS)"))?;
+        let _ = socket.set_cap_ack(true);
+        let _ = socket.set_ext_ack(true);
+        // netlink-sys hands its descriptor over only by `unsafe`; a duplicate is the same socket.
+        let fd = socket.as_fd().try_clone_to_owned().map_err(failed("fcntl(F_DUPFD)"))?;
+        let send_buffer =
+            getsockopt(&fd, SndBuf).map_err(Error::system(Operation::Open, "getsockopt"))?;
+        let send_limit = send_buffer.saturating_sub(SEND_OVERHEAD);
+        Ok(Self { fd, port: address.port_number(), send_limit })
+    }
+
+    /// Asks for a receive buffer of `bytes`, beyond the host's limit where that is permitted
+    /// (`SO_RCVBUFFORCE` needs `CAP_NET_ADMIN` in the initial user namespace), else up to it.
+    pub(crate) fn grow_receive_buffer(&self, bytes: usize) -> Result<(), Error> {
+        setsockopt(&self.fd, RcvBufForce, &bytes)
+            .or_else(|_| setsockopt(&self.fd, RcvBuf, &bytes))
+            .map_err(Error::system(Operation::Open, "setsockopt(SO_RCVBUF)"))
+    }
+
+    /// The receive buffer as the kernel counts it, which is twice what was granted.
+    pub(crate) fn receive_buffer(&self) -> Result<usize, Error> {
+        getsockopt(&self.fd, RcvBuf)
+            .map_err(Error::system(Operation::Open, "getsockopt(SO_RCVBUF)"))
+    }
+
+    /// The longest datagram that can be sent.
+    pub(crate) const fn send_limit(&self) -> usize {
+        self.send_limit
+    }
+
+    /// The socket's port id: what the kernel checks the owner of a queue by.
+    pub(crate) const fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// Receives up to [`RECEIVE_MAX`] waiting datagrams, one per buffer, without blocking: one
+    /// `recvmmsg`. Returns how many; `EAGAIN` where nothing waits.
+    pub(crate) fn receive<'a>(
+        &self,
+        buffers: impl Iterator<Item = &'a mut [u8]>,
+        received: &mut [Received],
+    ) -> nix::Result<usize> {
+        HEADERS.with_borrow_mut(|headers| self.receive_with(headers, buffers, received))
+    }
+
+    fn receive_with<'a>(
+        &self,
+        headers: &mut MultiHeaders<NetlinkAddr>,
+        mut buffers: impl Iterator<Item = &'a mut [u8]>,
+        received: &mut [Received],
+    ) -> nix::Result<usize> {
+        let mut count = 0;
+        let mut slices: [[IoSliceMut<'_>; 1]; RECEIVE_MAX] = array::from_fn(|at| {
+            let buffer = if at < received.len() { buffers.next() } else { None };
+            count += usize::from(buffer.is_some());
+            [IoSliceMut::new(buffer.unwrap_or_default())]
+        });
+        let results = recvmmsg(
+            self.fd.as_raw_fd(),
+            headers,
+            slices[..count].iter_mut(),
+            MsgFlags::MSG_DONTWAIT,
+            None,
+        )?;
+        let mut count = 0;
+        for (result, received) in results.zip(received) {
+            *received = Received {
+                length: result.bytes,
+                truncated: result.flags.contains(MsgFlags::MSG_TRUNC),
+                from_kernel: result.address.is_some_and(|address| address.pid() == KERNEL_PORT),
+            };
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Sends one datagram, gathered from `parts`, to the kernel: one `sendmsg`.
+    ///
+    /// The address is explicit: without one the kernel would also check the capability of whoever
+    /// opened the socket.
+    pub(crate) fn send(&self, parts: &[IoSlice<'_>]) -> nix::Result<()> {
+        let kernel = NetlinkAddr::new(KERNEL_PORT, 0);
+        loop {
+            match sendmsg(self.fd.as_raw_fd(), parts, &[], MsgFlags::empty(), Some(&kernel)) {
+                // A netlink datagram is taken whole or not at all.
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    /// Waits until something can be received or `wake` is readable: one `poll`. Without `timeout`, for
+    /// as long as it takes.
+    pub(crate) fn wait(
+        &self,
+        wake: Option<&EventFd>,
+        timeout: Option<Duration>,
+    ) -> nix::Result<Wake> {
+        let timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
+            PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX)
+        });
+        // Without a wake-up descriptor the socket stands in for it and the second answer is not read.
+        let wake_fd = wake.map_or_else(|| self.fd.as_fd(), AsFd::as_fd);
+        let mut fds = [
+            PollFd::new(self.fd.as_fd(), PollFlags::POLLIN),
+            PollFd::new(wake_fd, PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, timeout) {
+            Ok(0) | Err(Errno::EINTR) => return Ok(Wake::Nothing),
+            Ok(_) => {}
+            Err(errno) => return Err(errno),
+        }
+        let ready = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
+        Ok(if ready(&fds[0]) { Wake::Readable } else { Wake::Woken })
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
