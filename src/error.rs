@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use netfilterqueue_protocol::config::ConfigFlags;
+use netfilterqueue_protocol::error::EncodeError;
 use nix::errno::Errno;
 use thiserror::Error;
 
@@ -116,6 +117,9 @@ pub enum Error {
     /// The caller gave a verdict for a queue that is closed; the kernel has dropped its packets.
     #[error("the queue is closed; the kernel has dropped the packets that waited in it")]
     Closed,
+    /// A verdict cannot be written.
+    #[error("writing a verdict: {0}")]
+    Encode(#[from] EncodeError),
     /// A rule cannot be expressed.
     #[error("the rule cannot be made: {0}")]
     InvalidRule(&'static str),
@@ -157,7 +161,7 @@ impl From<Error> for io::Error {
                 io::ErrorKind::Unsupported
             }
             Error::Closed => io::ErrorKind::NotConnected,
-            Error::InvalidRule(_) => io::ErrorKind::InvalidInput,
+            Error::InvalidRule(_) | Error::Encode(_) => io::ErrorKind::InvalidInput,
             Error::Refused { errno, .. } => Self::from(*errno).kind(),
             Error::System { source, .. } => source.kind(),
         };

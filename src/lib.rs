@@ -1,5 +1,31 @@
 //! x
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod batch;
+mod binding;
+mod builder;
+mod control;
+mod display;
 mod error;
+mod intake;
+mod packet;
+mod queue;
+mod retained;
+mod slot;
 mod socket;
+mod stats;
+mod verdicts;
+
+pub use netfilterqueue_protocol as protocol;
+pub use netfilterqueue_protocol::config::{ConfigFlags, CopyMode, FlagChange};
+pub use netfilterqueue_protocol::packet::{SkbInfo, Timestamp, Vlan};
+pub use netfilterqueue_protocol::verdict::Verdict;
+
+pub use batch::{Batch, Packets};
+pub use builder::QueueBuilder;
 pub use error::{EditError, Error, Operation};
+pub use packet::{Decided, Packet};
+pub use queue::{Queue, StopHandle};
+pub use retained::{NotSent, RetainedPacket};
+pub use stats::{KernelStats, Refusal, Stats};

@@ -27,7 +27,7 @@ pub const fn align(len: usize) -> usize {
 pub struct Attribute<'a> {
     /// The type field as it stands, flags included.
     raw_kind: u16,
-    /// Where the attribute's header starts, counted from the start of the list.
+    /// Where the attribute's header starts, counted from where the list's offsets count from.
     offset: usize,
     /// The value, without padding.
     value: &'a [u8],
@@ -52,7 +52,8 @@ impl<'a> Attribute<'a> {
         self.raw_kind & NLA_F_NET_BYTEORDER != 0
     }
 
-    /// Where the attribute's header starts, in bytes from the start of the list.
+    /// Where the attribute's header starts, in bytes from the start of the message; of an attribute
+    /// in a list that was read by itself ([`Attributes::new`]), from the start of that list.
     #[must_use]
     pub const fn offset(&self) -> usize {
         self.offset
@@ -76,10 +77,10 @@ impl<'a> Attribute<'a> {
         self.value.get(..4).map(BigEndian::read_u32)
     }
 
-    /// The value as a list of attributes.
+    /// The value as a list of attributes, whose offsets count from where this one's does.
     #[must_use]
     pub const fn nested(&self) -> Attributes<'a> {
-        Attributes::new(self.value)
+        Attributes::at(self.value, self.offset + HEADER_LEN)
     }
 
     /// Whether the value has at least `needed` bytes, as an error that says where and how many.

@@ -78,6 +78,14 @@ impl CopyMode {
             Self::Packet { range } => (range, NFQNL_COPY_PACKET),
         }
     }
+
+    fn from_params((range, mode): (u32, u8)) -> Result<Self, ParseError> {
+        match mode {
+            NFQNL_COPY_META => Ok(Self::Meta),
+            NFQNL_COPY_PACKET => Ok(Self::Packet { range }),
+            _ => Err(ParseError::Value { what: "copy mode", value: mode.into() }),
+        }
+    }
 }
 
 /// A set of `NFQA_CFG_F_*` flags.
@@ -248,6 +256,8 @@ impl ConfigMessage {
         }
         let (nfgenmsg, attributes) = Nfgenmsg::parse(message.body())?;
         let mut config = Self::new(nfgenmsg.res_id);
+        // Judged after the walk: only the last of several counts, as in the kernel.
+        let (mut command, mut params) = (None, None);
         let (mut mask, mut values) = (None, None);
         for attribute in attributes {
             let attribute = attribute?;
@@ -255,22 +265,11 @@ impl ConfigMessage {
             match attribute.kind() {
                 NFQA_CFG_CMD => {
                     attribute.require(4)?;
-                    config.command = Some(Command::from_number(value[0])?);
+                    command = Some(value[0]);
                 }
                 NFQA_CFG_PARAMS => {
                     attribute.require(5)?;
-                    config.copy_mode = Some(match value[4] {
-                        NFQNL_COPY_META => CopyMode::Meta,
-                        NFQNL_COPY_PACKET => {
-                            CopyMode::Packet { range: BigEndian::read_u32(&value[0..4]) }
-                        }
-                        mode => {
-                            return Err(ParseError::Value {
-                                what: "copy mode",
-                                value: mode.into(),
-                            });
-                        }
-                    });
+                    params = Some((BigEndian::read_u32(&value[0..4]), value[4]));
                 }
                 NFQA_CFG_QUEUE_MAXLEN => {
                     attribute.require(4)?;
@@ -287,6 +286,8 @@ impl ConfigMessage {
                 _ => {}
             }
         }
+        config.command = command.map(Command::from_number).transpose()?;
+        config.copy_mode = params.map(CopyMode::from_params).transpose()?;
         config.flags = match (mask, values) {
             (Some(mask), Some(values)) => {
                 Some(FlagChange { mask: ConfigFlags(mask), values: ConfigFlags(values) })

@@ -66,13 +66,13 @@ impl<'a> Conntrack<'a> {
         self.attribute(CTA_STATUS)?.u32_be()
     }
 
-    /// Seconds until the entry expires; absent before it is confirmed.
+    /// Seconds until the entry expires; before it is confirmed, the seconds that it will have.
     #[must_use]
     pub fn timeout(&self) -> Option<u32> {
         self.attribute(CTA_TIMEOUT)?.u32_be()
     }
 
-    /// The flow's mark; absent when it is 0.
+    /// The flow's mark; may be absent when it is 0.
     #[must_use]
     pub fn mark(&self) -> Option<u32> {
         self.attribute(CTA_MARK)?.u32_be()

@@ -118,6 +118,9 @@ impl TryFrom<VerdictMessage<'_>> for QueueMessage {
     fn try_from(verdict: VerdictMessage<'_>) -> Result<Self, EncodeError> {
         let mut bytes = Vec::new();
         verdict.push(&mut bytes)?;
+        // Padding is not part of a message: one with it would differ from the same one parsed.
+        let length = Message::parse(&bytes).map_or(bytes.len(), |message| message.bytes().len());
+        bytes.truncate(length);
         Ok(Self { kind: NFQNL_MSG_VERDICT, bytes })
     }
 }

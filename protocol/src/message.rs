@@ -58,11 +58,19 @@ impl<'a> Message<'a> {
         };
         let kind = NativeEndian::read_u16(&header[KIND]);
         let length = NativeEndian::read_u32(&header[LENGTH]) as usize;
+        if length < NLMSG_HEADER_LEN {
+            return Err(ParseError::Truncated {
+                what: "struct nlmsghdr",
+                needed: NLMSG_HEADER_LEN,
+                had: length,
+                offset: 0,
+            });
+        }
         match bytes.get(..length) {
-            Some(bytes) if length >= NLMSG_HEADER_LEN => Ok(Self { bytes, kind }),
-            _ => Err(ParseError::Truncated {
+            Some(bytes) => Ok(Self { bytes, kind }),
+            None => Err(ParseError::Truncated {
                 what: "netlink message",
-                needed: length.max(NLMSG_HEADER_LEN),
+                needed: length,
                 had: bytes.len(),
                 offset: 0,
             }),
@@ -201,7 +209,7 @@ impl Nfgenmsg {
     }
 }
 
-/// Appends a message: both headers, then what `attributes` appends, then padding to four bytes.
+/// Appends a message: both headers, then what `attributes` appends, which pads it to four bytes.
 ///
 /// The length is patched at the end. `beyond` is the number of bytes that belong to the message but
 /// are sent from another buffer; they follow what `attributes` appended, and the caller pads.
@@ -267,7 +275,8 @@ impl<'a> Ack<'a> {
         let (error, request) = message.body().split_first_chunk::<4>().ok_or(truncated(needed))?;
         let (header, after_header) =
             request.split_first_chunk::<NLMSG_HEADER_LEN>().ok_or(truncated(needed))?;
-        let echo_len = if message.flags() & NLM_F_CAPPED != 0 {
+        // Kernels before 4.12 leave the request out as well and have no flag to say so.
+        let echo_len = if message.flags() & NLM_F_CAPPED != 0 || after_header.is_empty() {
             0
         } else {
             (NativeEndian::read_u32(&header[LENGTH]) as usize).saturating_sub(NLMSG_HEADER_LEN)

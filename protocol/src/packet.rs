@@ -9,13 +9,13 @@
 
 use std::time::{Duration, SystemTime};
 
-use byteorder::{BigEndian, ByteOrder};
+use byteorder::{BigEndian, ByteOrder, NativeEndian};
 
 use crate::attribute::{Attribute, Attributes, HEADER_LEN};
 use crate::conntrack::Conntrack;
 use crate::constants::*;
 use crate::error::ParseError;
-use crate::message::{ATTRIBUTES_OFFSET, Message, Nfgenmsg};
+use crate::message::{ATTRIBUTES_OFFSET, Message, NLMSG_HEADER_LEN, Nfgenmsg};
 
 /// Shortest value that the kernel's type of each attribute allows, by number; 0 where any length is.
 const MIN_VALUE_LEN: [usize; 23] = {
@@ -120,13 +120,15 @@ impl PacketIndex {
     /// `None` if the bytes do not start like a packet message or end before its first attribute.
     #[must_use]
     pub fn salvage(bytes: &[u8]) -> Option<(u16, u32)> {
-        const START: usize = ATTRIBUTES_OFFSET;
-        let kind = bytes.get(4..6).map(byteorder::NativeEndian::read_u16)?;
+        let length = NativeEndian::read_u32(bytes.get(0..4)?) as usize;
+        let kind = NativeEndian::read_u16(bytes.get(4..6)?);
         if kind != NFQNL_MSG_PACKET {
             return None;
         }
-        let (nfgenmsg, _) = Nfgenmsg::parse(bytes.get(START - 4..)?).ok()?;
-        let header = Attributes::new(bytes.get(START..)?).last_of(NFQA_PACKET_HDR)?;
+        // What follows the stated end is another message's.
+        let message = bytes.get(..length).unwrap_or(bytes);
+        let (nfgenmsg, attributes) = Nfgenmsg::parse(message.get(NLMSG_HEADER_LEN..)?).ok()?;
+        let header = attributes.last_of(NFQA_PACKET_HDR)?;
         Some((nfgenmsg.res_id, header.u32_be()?))
     }
 
@@ -384,7 +386,8 @@ impl<'a> PacketMessage<'a> {
     /// All attributes in the order the kernel sent them, as borrowed bytes.
     #[must_use]
     pub fn attributes(&self) -> Attributes<'a> {
-        Attributes::new(self.bytes.get(ATTRIBUTES_OFFSET..).unwrap_or_default())
+        let attributes = self.bytes.get(ATTRIBUTES_OFFSET..).unwrap_or_default();
+        Attributes::at(attributes, ATTRIBUTES_OFFSET)
     }
 
     fn u32_be(&self, kind: u16) -> Option<u32> {

@@ -10,7 +10,7 @@
 
 use byteorder::{BigEndian, ByteOrder};
 
-use crate::attribute::{self, MAX_VALUE_LEN};
+use crate::attribute::{self, Attribute, MAX_VALUE_LEN};
 use crate::constants::*;
 use crate::error::{EncodeError, ParseError};
 use crate::message::{Header, Message, Nfgenmsg, push_message};
@@ -173,7 +173,8 @@ impl<'a> VerdictMessage<'a> {
         Ok(())
     }
 
-    /// Reads a verdict message, as the kernel would.
+    /// Reads a verdict message. Stricter than the kernel, which takes what stands before a malformed
+    /// attribute; attributes without a field here (`NFQA_EXP`) are left out.
     ///
     /// # Errors
     ///
@@ -186,7 +187,7 @@ impl<'a> VerdictMessage<'a> {
             verdict: fields.verdict,
             mark: fields.mark,
             priority: fields.priority,
-            vlan: fields.vlan,
+            vlan: fields.vlan.map(read_vlan).transpose()?,
             l2_header: fields.l2_header,
             conntrack: fields.conntrack,
             payload: fields.payload,
@@ -295,10 +296,34 @@ struct Fields<'a> {
     verdict: Verdict,
     mark: Option<u32>,
     priority: Option<u32>,
-    vlan: Option<Vlan>,
+    /// Not read yet: a batch ignores it.
+    vlan: Option<Attribute<'a>>,
     l2_header: Option<&'a [u8]>,
     conntrack: Option<&'a [u8]>,
     payload: Option<&'a [u8]>,
+}
+
+/// Both halves of a tag, which the kernel wants.
+fn read_vlan(nest: Attribute<'_>) -> Result<Vlan, ParseError> {
+    let (mut proto, mut tci) = (None, None);
+    for attribute in nest.nested() {
+        let attribute = attribute?;
+        match attribute.kind() {
+            NFQA_VLAN_PROTO => {
+                attribute.require(2)?;
+                proto = attribute.u16_be();
+            }
+            NFQA_VLAN_TCI => {
+                attribute.require(2)?;
+                tci = attribute.u16_be();
+            }
+            _ => {}
+        }
+    }
+    Ok(Vlan {
+        proto: proto.ok_or(ParseError::Missing { attribute: "NFQA_VLAN_PROTO" })?,
+        tci: tci.ok_or(ParseError::Missing { attribute: "NFQA_VLAN_TCI" })?,
+    })
 }
 
 impl<'a> Fields<'a> {
@@ -335,18 +360,7 @@ impl<'a> Fields<'a> {
                     attribute.require(4)?;
                     fields.priority = attribute.u32_be();
                 }
-                NFQA_VLAN => {
-                    let part = |kind| {
-                        let half = attribute.nested().last_of(kind)?;
-                        half.u16_be()
-                    };
-                    fields.vlan = Some(Vlan {
-                        proto: part(NFQA_VLAN_PROTO)
-                            .ok_or(ParseError::Missing { attribute: "NFQA_VLAN_PROTO" })?,
-                        tci: part(NFQA_VLAN_TCI)
-                            .ok_or(ParseError::Missing { attribute: "NFQA_VLAN_TCI" })?,
-                    });
-                }
+                NFQA_VLAN => fields.vlan = Some(attribute),
                 NFQA_L2HDR => fields.l2_header = Some(value),
                 NFQA_CT => fields.conntrack = Some(value),
                 NFQA_PAYLOAD => fields.payload = Some(value),

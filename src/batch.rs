@@ -1,0 +1,188 @@
+//! The packets of one receive call, and the verdicts that leave in one commit.
+
+use std::sync::Arc;
+
+use netfilterqueue_protocol::verdict::Verdict;
+
+use crate::binding::Binding;
+use crate::error::Error;
+use crate::packet::Packet;
+use crate::slot::{Pairs, Slot, Slots, WHOLE_PACKET_LEN};
+use crate::verdicts::{Datagram, Form};
+
+/// Receive buffers that belong to the caller, filled by [`Queue::recv`](crate::Queue::recv).
+///
+/// Iterating over `&mut batch` yields the packets that have no decision yet. [`Batch::commit`] sends all
+/// verdicts; packets without one get the queue's default verdict
+/// ([`QueueBuilder::on_undecided`](crate::QueueBuilder::on_undecided)). The same happens when the
+/// batch is received into again or dropped, also by a panic.
+///
+/// A batch may be sent to another thread and committed there while its queue receives into the next
+/// one.
+#[derive(Debug)]
+pub struct Batch {
+    slots: Slots,
+    binding: Option<Arc<Binding>>,
+    datagram: Datagram,
+}
+
+impl Batch {
+    /// Makes a batch of `capacity` packets of any size; 0 is taken as 1.
+    ///
+    /// It reserves 68 KiB of address space per packet, of which the system backs only what packets have
+    /// filled. More than 64 brings no more speed: 64 is the most that one system call receives.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        Self::with_buffer_len(capacity, WHOLE_PACKET_LEN)
+    }
+
+    /// Makes a batch whose buffers hold messages of up to `buffer_len` bytes each: the copied part of a
+    /// packet and about 150 bytes more, 400 with a conntrack entry. For programs that set a short copy
+    /// range and want to use little memory.
+    ///
+    /// A longer message is cut off; its packet cannot be shown and gets the queue's default verdict,
+    /// which is counted as [`Stats::truncated`](crate::Stats::truncated).
+    #[must_use]
+    pub fn with_buffer_len(capacity: usize, buffer_len: usize) -> Self {
+        let slots = Slots::new(capacity, buffer_len);
+        Self { slots, binding: None, datagram: Datagram::default() }
+    }
+
+    /// Sends the verdicts of all packets: one `sendmsg`, or several when edited packets are more than fit
+    /// in one datagram (the socket's send buffer, 208 KiB by default). Does nothing if there are none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] if the kernel could not take a datagram; what was not sent stays, and can be
+    /// committed again. [`Error::Closed`] if the queue is closed: the kernel has dropped its packets, and
+    /// the batch is empty after this. A verdict that the kernel refuses later is no error of this call:
+    /// see [`Queue::take_refusals`](crate::Queue::take_refusals).
+    pub fn commit(&mut self) -> Result<(), Error> {
+        let Some(binding) = &self.binding else { return Ok(()) };
+        let pending = self.slots.iter().filter(|slot| slot.is_pending()).count();
+        if pending == 0 {
+            return Ok(());
+        }
+        if binding.is_closed() {
+            self.slots.iter_mut().for_each(Slot::clear);
+            return Err(Error::Closed);
+        }
+        let terms = Terms {
+            queue: binding.queue(),
+            on_undecided: binding.on_undecided(),
+            form: binding.outstanding().form(pending),
+            limit: binding.socket().send_limit(),
+        };
+        commit_slots(&mut self.slots, &mut self.datagram, &terms, |datagram, slots| {
+            binding.send(datagram, |at| slots.edited(at))
+        })
+    }
+
+    /// How many packets have no verdict sent yet, decided or not.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.is_pending()).count()
+    }
+
+    /// Whether all packets are answered.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.slots.iter().any(Slot::is_pending)
+    }
+
+    /// How many packets it can hold.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.slots.capacity()
+    }
+
+    /// The packets that have no decision yet, in the order they were received.
+    pub fn iter_mut(&mut self) -> Packets<'_> {
+        Packets { pairs: self.slots.pairs_mut(), binding: self.binding.as_ref() }
+    }
+
+    /// Answers what is left of an earlier receive and gets ready for packets of `binding`.
+    pub(crate) fn attach(&mut self, binding: &Arc<Binding>) -> Result<(), Error> {
+        match self.commit() {
+            // The packets of a closed queue are gone; the new queue's are to be received.
+            Ok(()) | Err(Error::Closed) => {}
+            Err(error) => return Err(error),
+        }
+        if !self.binding.as_ref().is_some_and(|own| Arc::ptr_eq(own, binding)) {
+            self.binding = Some(Arc::clone(binding));
+        }
+        Ok(())
+    }
+
+    pub(crate) const fn slots_mut(&mut self) -> &mut Slots {
+        &mut self.slots
+    }
+}
+
+/// What a commit has to know besides its packets.
+struct Terms {
+    queue: u16,
+    on_undecided: Verdict,
+    form: Form,
+    /// Most bytes of one datagram.
+    limit: usize,
+}
+
+/// Sends the verdicts of all slots, in as many datagrams as it takes, and clears each slot once its verdict
+/// is sent. An error leaves the rest as it was.
+fn commit_slots(
+    slots: &mut Slots,
+    datagram: &mut Datagram,
+    terms: &Terms,
+    mut send: impl FnMut(&Datagram, &Slots) -> Result<(), Error>,
+) -> Result<(), Error> {
+    loop {
+        let answers = slots.iter().enumerate();
+        let answers = answers.filter_map(|(at, slot)| slot.answer(at, terms.on_undecided));
+        datagram.fill(terms.queue, answers, terms.form, terms.limit)?;
+        if datagram.answers() == 0 {
+            return Ok(());
+        }
+        send(datagram, slots)?;
+        let pending = slots.iter_mut().filter(|slot| slot.is_pending());
+        pending.take(datagram.answers()).for_each(Slot::clear);
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        // Nobody is left to tell; what could not be sent is dropped when the queue closes.
+        let _ = self.commit();
+    }
+}
+
+impl<'a> IntoIterator for &'a mut Batch {
+    type Item = Packet<'a>;
+    type IntoIter = Packets<'a>;
+
+    fn into_iter(self) -> Packets<'a> {
+        self.iter_mut()
+    }
+}
+
+/// Iterates over the undecided packets of a batch.
+#[derive(Debug)]
+pub struct Packets<'a> {
+    pairs: Pairs<'a>,
+    binding: Option<&'a Arc<Binding>>,
+}
+
+impl<'a> Iterator for Packets<'a> {
+    type Item = Packet<'a>;
+
+    fn next(&mut self) -> Option<Packet<'a>> {
+        let binding = self.binding?;
+        self.pairs
+            .find(|(slot, _)| slot.is_undecided())
+            .map(|(slot, buffer)| Packet::new(slot, buffer, binding))
+    }
+}
+
+#[cfg(test)]
+#[path = "batch_model.rs"]
+mod model;

@@ -1,0 +1,423 @@
+//! Batches, retained packets and commits against a model of the kernel's queue.
+//!
+//! The model reads the very bytes that would be sent and does with them what the kernel does: an exact
+//! verdict takes one packet off the list, a cumulative one takes every packet off whose id is at or before
+//! the given one by signed distance.
+
+use std::collections::HashMap;
+
+use netfilterqueue_protocol::attribute;
+use netfilterqueue_protocol::constants::*;
+use netfilterqueue_protocol::message::Messages;
+use netfilterqueue_protocol::verdict::{VerdictBatchMessage, VerdictMessage};
+use proptest::prelude::*;
+
+use super::*;
+use crate::slot::{Content, Edit};
+use crate::socket::Received;
+use crate::verdicts::{Answer, Outstanding};
+
+const QUEUE: u16 = 3;
+const ON_UNDECIDED: Verdict = Verdict::Drop;
+
+/// How a packet left the kernel's queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Fate {
+    verdict: Verdict,
+    mark: Option<u32>,
+    payload: Option<Vec<u8>>,
+}
+
+impl Fate {
+    const UNDECIDED: Self = Self { verdict: ON_UNDECIDED, mark: None, payload: None };
+}
+
+#[derive(Debug, Default)]
+struct Kernel {
+    /// Ids that wait for a verdict, oldest first.
+    list: Vec<u32>,
+    /// Ids that nobody has received yet are the last ones of the list.
+    unread: usize,
+    fates: HashMap<u32, Fate>,
+    next_id: u32,
+    refused: usize,
+}
+
+impl Kernel {
+    fn enqueue(&mut self) {
+        self.list.push(self.next_id);
+        self.unread += 1;
+        self.next_id = self.next_id.wrapping_add(1);
+    }
+
+    fn deliver(&mut self, most: usize) -> Vec<u32> {
+        let start = self.list.len() - self.unread;
+        let ids: Vec<u32> = self.list[start..].iter().copied().take(most).collect();
+        self.unread -= ids.len();
+        ids
+    }
+
+    fn take(&mut self, datagram: &[u8]) {
+        for message in Messages::new(datagram) {
+            let message = message.expect("well-formed message");
+            if message.kind() == NFQNL_MSG_VERDICT {
+                let verdict = VerdictMessage::parse(message).expect("well-formed verdict");
+                let payload = verdict.payload.map(<[u8]>::to_vec);
+                let fate = Fate { verdict: verdict.verdict, mark: verdict.mark, payload };
+                match self.list.iter().position(|id| *id == verdict.id) {
+                    Some(at) => self.settle(at, fate),
+                    None => self.refused += 1,
+                }
+            } else {
+                let verdict = VerdictBatchMessage::parse(message).expect("well-formed batch");
+                let fate = Fate { verdict: verdict.verdict, mark: verdict.mark, payload: None };
+                let reaches = |id: &u32| id.wrapping_sub(verdict.last_id).cast_signed() <= 0;
+                let reached = self.list.iter().take_while(|id| reaches(id)).count();
+                self.refused += usize::from(reached == 0);
+                for _ in 0..reached {
+                    self.settle(0, fate.clone());
+                }
+            }
+        }
+    }
+
+    fn settle(&mut self, at: usize, fate: Fate) {
+        assert!(at < self.list.len() - self.unread, "a verdict reached a packet nobody received");
+        let id = self.list.remove(at);
+        assert!(self.fates.insert(id, fate).is_none());
+    }
+}
+
+/// The library's side: what `Queue`, `Batch` and `RetainedPacket` do, with the kernel replaced.
+struct Library {
+    kernel: Kernel,
+    outstanding: Outstanding,
+    batches: Vec<(Slots, Datagram)>,
+    retained: Vec<u32>,
+    /// What each packet should meet with.
+    wanted: HashMap<u32, Fate>,
+    limit: usize,
+    failing_sends: usize,
+}
+
+impl Library {
+    fn new(first_id: u32, limit: usize) -> Self {
+        Self {
+            kernel: Kernel { next_id: first_id, ..Kernel::default() },
+            outstanding: Outstanding::default(),
+            batches: Vec::new(),
+            retained: Vec::new(),
+            wanted: HashMap::new(),
+            limit,
+            failing_sends: 0,
+        }
+    }
+
+    fn receive(&mut self, most: usize) {
+        let ids = self.kernel.deliver(most);
+        let mut slots = Slots::new(most, 256);
+        for (at, id) in ids.iter().enumerate() {
+            let datagram = packet_message(*id);
+            let (slot, buffer) = slots.at_mut(at);
+            buffer[..datagram.len()].copy_from_slice(&datagram);
+            let received = Received { length: datagram.len(), truncated: false, from_kernel: true };
+            let content = slot.load(&buffer[..datagram.len()], received);
+            assert_eq!(content, Content::Packet { id: *id });
+            self.wanted.insert(*id, Fate::UNDECIDED);
+        }
+        self.outstanding.received(ids.len());
+        self.batches.push((slots, Datagram::default()));
+    }
+
+    fn decide(&mut self, batch: usize, at: usize, fate: Fate) {
+        let Some((slots, _)) = pick(&mut self.batches, batch) else { return };
+        let (slot, buffer) = slots.at_mut(at % slots.capacity());
+        if !slot.is_undecided() {
+            return;
+        }
+        slot.mark = fate.mark;
+        slot.edit = fate.payload.as_ref().map(|payload| {
+            buffer[100..100 + payload.len()].copy_from_slice(payload);
+            Edit { start: 100, len: payload.len() }
+        });
+        slot.decide(fate.verdict);
+        let payload = fate.payload.filter(|_| fate.verdict != Verdict::Drop);
+        self.wanted.insert(slot.index.id(), Fate { payload, ..fate });
+    }
+
+    fn retain(&mut self, batch: usize, at: usize) {
+        let Some((slots, _)) = pick(&mut self.batches, batch) else { return };
+        let (slot, _) = slots.at_mut(at % slots.capacity());
+        if slot.is_undecided() {
+            self.retained.push(slot.index.id());
+            slot.clear();
+        }
+    }
+
+    fn judge_retained(&mut self, at: usize, fate: Fate) {
+        if self.retained.is_empty() {
+            return;
+        }
+        let id = self.retained.remove(at % self.retained.len());
+        let payload = fate.payload.filter(|_| fate.verdict != Verdict::Drop);
+        let fate = Fate { payload, ..fate };
+        let answer = Answer {
+            id,
+            verdict: fate.verdict,
+            mark: fate.mark,
+            payload_len: fate.payload.as_ref().map(Vec::len),
+            slot: 0,
+        };
+        let mut datagram = Datagram::default();
+        datagram
+            .fill(QUEUE, [answer].into_iter(), Form::Exact, self.limit)
+            .expect("payloads are valid");
+        self.kernel.take(&gather(&datagram, |_| fate.payload.as_deref().unwrap_or_default()));
+        self.outstanding.answered(1);
+        self.wanted.insert(id, fate);
+    }
+
+    fn commit(&mut self, batch: usize) {
+        let Some(at) = batch.checked_rem(self.batches.len()) else { return };
+        let (slots, datagram) = &mut self.batches[at];
+        let pending = slots.iter().filter(|slot| slot.is_pending()).count();
+        let terms = Terms {
+            queue: QUEUE,
+            on_undecided: ON_UNDECIDED,
+            form: self.outstanding.form(pending),
+            limit: self.limit,
+        };
+        let result = commit_slots(slots, datagram, &terms, |datagram, slots| {
+            if self.failing_sends > 0 {
+                self.failing_sends -= 1;
+                return Err(Error::WouldBlock);
+            }
+            let bytes = gather(datagram, |at| slots.edited(at));
+            assert!(bytes.len() <= self.limit || datagram.answers() == 1, "datagram too long");
+            self.kernel.take(&bytes);
+            self.outstanding.answered(datagram.answers());
+            Ok(())
+        });
+        if result.is_ok() {
+            assert!(!slots.iter().any(Slot::is_pending));
+            self.batches.remove(at);
+        }
+    }
+
+    /// Everything that is left gets its verdict, and all books must balance.
+    fn finish(mut self) {
+        self.failing_sends = 0;
+        while !self.batches.is_empty() {
+            self.commit(0);
+        }
+        while !self.retained.is_empty() {
+            self.judge_retained(0, Fate::UNDECIDED);
+        }
+        while self.kernel.unread > 0 {
+            self.receive(4);
+            self.commit(0);
+        }
+        assert_eq!(self.kernel.list, [0; 0], "packets left without a verdict");
+        assert_eq!(self.kernel.refused, 0, "verdicts on packets that were gone");
+        assert_eq!(self.kernel.fates, self.wanted);
+        assert_eq!(self.outstanding.count(), 0);
+    }
+}
+
+fn pick<T>(items: &mut [T], at: usize) -> Option<&mut T> {
+    let at = at.checked_rem(items.len())?;
+    items.get_mut(at)
+}
+
+fn gather<'a>(datagram: &'a Datagram, payload: impl Fn(usize) -> &'a [u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut start = 0;
+    for gap in datagram.gaps() {
+        bytes.extend_from_slice(&datagram.heads()[start..gap.at]);
+        bytes.extend_from_slice(payload(gap.slot));
+        start = gap.at;
+    }
+    bytes.extend_from_slice(&datagram.heads()[start..]);
+    bytes
+}
+
+/// A packet message with nothing but its id and four bytes of payload.
+fn packet_message(id: u32) -> Vec<u8> {
+    let mut attributes = Vec::new();
+    let mut header = id.to_be_bytes().to_vec();
+    header.extend_from_slice(&[0x08, 0x00, 3]);
+    attribute::push(&mut attributes, NFQA_PACKET_HDR, &header);
+    attribute::push(&mut attributes, NFQA_PAYLOAD, b"data");
+    let length = u32::try_from(20 + attributes.len()).expect("short");
+    let mut message = length.to_ne_bytes().to_vec();
+    message.extend_from_slice(&NFQNL_MSG_PACKET.to_ne_bytes());
+    message.extend_from_slice(&[0; 10]);
+    message.extend_from_slice(&[2, 0]);
+    message.extend_from_slice(&QUEUE.to_be_bytes());
+    message.extend_from_slice(&attributes);
+    message
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Enqueue(usize),
+    Receive(usize),
+    Decide(usize, usize, Fate),
+    /// All of a batch alike, which is what makes long runs.
+    DecideAll(usize, Fate),
+    Retain(usize, usize),
+    JudgeRetained(usize, Fate),
+    Commit(usize),
+    FailSends(usize),
+}
+
+fn fates() -> impl Strategy<Value = Fate> {
+    let verdict = prop_oneof![
+        3 => Just(Verdict::Accept),
+        2 => Just(Verdict::Drop),
+        1 => Just(Verdict::Stop),
+        1 => any::<u16>().prop_map(|number| Verdict::Queue { number, bypass: false }),
+    ];
+    let mark = prop_oneof![3 => Just(None), 1 => (0..3u32).prop_map(Some)];
+    let payload = proptest::option::weighted(0.15, proptest::collection::vec(any::<u8>(), 1..90));
+    (verdict, mark, payload).prop_map(|(verdict, mark, payload)| Fate { verdict, mark, payload })
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let at = || 0..64usize;
+    prop_oneof![
+        3 => (1..12usize).prop_map(Step::Enqueue),
+        3 => (1..9usize).prop_map(Step::Receive),
+        3 => (at(), at(), fates()).prop_map(|(batch, at, fate)| Step::Decide(batch, at, fate)),
+        3 => (at(), fates()).prop_map(|(batch, fate)| Step::DecideAll(batch, fate)),
+        1 => (at(), at()).prop_map(|(batch, at)| Step::Retain(batch, at)),
+        1 => (at(), fates()).prop_map(|(at, fate)| Step::JudgeRetained(at, fate)),
+        3 => at().prop_map(Step::Commit),
+        1 => (1..3usize).prop_map(Step::FailSends),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// Each id leaves with the verdict chosen for it, once, and none stays.
+    #[test]
+    fn every_packet_meets_the_fate_chosen_for_it(
+        steps in proptest::collection::vec(steps(), 0..60),
+        limit in 100..600usize,
+        first_id in prop_oneof![Just(1), Just(u32::MAX - 20), Just(0x7fff_fff0)],
+    ) {
+        let mut library = Library::new(first_id, limit);
+        for step in steps {
+            match step {
+                Step::Enqueue(packets) => (0..packets).for_each(|_| library.kernel.enqueue()),
+                Step::Receive(most) => library.receive(most),
+                Step::Decide(batch, at, fate) => library.decide(batch, at, fate),
+                Step::DecideAll(batch, fate) => {
+                    (0..9).for_each(|at| library.decide(batch, at, fate.clone()));
+                }
+                Step::Retain(batch, at) => library.retain(batch, at),
+                Step::JudgeRetained(at, fate) => library.judge_retained(at, fate),
+                Step::Commit(batch) => library.commit(batch),
+                Step::FailSends(sends) => library.failing_sends = sends,
+            }
+        }
+        library.finish();
+    }
+}
+
+fn plain(verdict: Verdict) -> Fate {
+    Fate { verdict, mark: None, payload: None }
+}
+
+/// The first batch drops its packets and is committed after the second, which accepts. Were the second sent
+/// as one cumulative verdict, it would accept the packets of the first.
+#[test]
+fn two_batches_in_flight_do_not_overtake_each_other() {
+    let mut library = Library::new(1, 4096);
+    (0..8).for_each(|_| library.kernel.enqueue());
+    library.receive(4);
+    library.receive(4);
+    for at in 0..4 {
+        library.decide(0, at, plain(Verdict::Drop));
+        library.decide(1, at, plain(Verdict::Accept));
+    }
+    library.commit(1);
+    assert_eq!(library.kernel.list, [1, 2, 3, 4], "the first batch is untouched");
+    library.commit(0);
+    assert_eq!(library.kernel.fates[&1].verdict, Verdict::Drop);
+    library.finish();
+}
+
+#[test]
+fn a_retained_packet_is_not_overtaken() {
+    let mut library = Library::new(1, 4096);
+    (0..4).for_each(|_| library.kernel.enqueue());
+    library.receive(4);
+    library.retain(0, 1);
+    for at in [0, 2, 3] {
+        library.decide(0, at, plain(Verdict::Accept));
+    }
+    library.commit(0);
+    assert_eq!(library.kernel.list, [2]);
+    library.judge_retained(0, plain(Verdict::Drop));
+    assert_eq!(library.kernel.fates[&2].verdict, Verdict::Drop);
+    library.finish();
+}
+
+#[test]
+fn one_run_is_one_message_and_an_edit_splits_it() {
+    let mut library = Library::new(1, 4096);
+    (0..5).for_each(|_| library.kernel.enqueue());
+    library.receive(5);
+    for at in 0..5 {
+        library.decide(0, at, plain(Verdict::Accept));
+    }
+    library.commit(0);
+    assert_eq!(library.kernel.list.len(), 0);
+
+    let mut datagram = Datagram::default();
+    let answer = |id: u32, payload_len| Answer {
+        id,
+        verdict: Verdict::Accept,
+        mark: None,
+        payload_len,
+        slot: id as usize,
+    };
+    let all = [answer(1, None), answer(2, None), answer(3, Some(5)), answer(4, None)];
+    datagram.fill(QUEUE, all.into_iter(), Form::Cumulative, 4096).expect("valid");
+    assert_eq!((datagram.answers(), datagram.exact(), datagram.cumulative()), (4, 2, 1));
+    assert_eq!(datagram.gaps().len(), 1);
+    datagram.fill(QUEUE, all.into_iter(), Form::Exact, 4096).expect("valid");
+    assert_eq!((datagram.answers(), datagram.exact(), datagram.cumulative()), (4, 4, 0));
+}
+
+#[test]
+fn after_a_refused_datagram_only_exact_verdicts_are_used() {
+    let outstanding = Outstanding::default();
+    outstanding.received(4);
+    assert_eq!(outstanding.form(3), Form::Exact);
+    assert_eq!(outstanding.form(4), Form::Cumulative);
+    outstanding.distrust();
+    assert_eq!(outstanding.form(4), Form::Exact);
+}
+
+#[test]
+fn a_failed_send_keeps_what_was_not_sent() {
+    let mut library = Library::new(1, 100);
+    (0..6).for_each(|_| library.kernel.enqueue());
+    library.receive(6);
+    for at in 0..6 {
+        library.decide(
+            0,
+            at,
+            Fate { mark: Some(u32::try_from(at).expect("small")), ..plain(Verdict::Accept) },
+        );
+    }
+    library.failing_sends = 1;
+    library.commit(0);
+    assert_eq!(library.kernel.fates.len(), 0);
+    library.commit(0);
+    assert_eq!(library.kernel.fates.len(), 6);
+    library.finish();
+}

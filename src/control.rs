@@ -1,0 +1,171 @@
+//! Configuration requests and the kernel's answers to them.
+
+use std::io::IoSlice;
+use std::time::{Duration, Instant};
+
+use netfilterqueue_protocol::config::{Command, ConfigFlags, ConfigMessage, FlagChange};
+use netfilterqueue_protocol::constants::NFQNL_MSG_CONFIG;
+use netfilterqueue_protocol::message::Ack;
+use netfilterqueue_protocol::packet::PacketIndex;
+use nix::errno::Errno;
+
+use crate::binding::Binding;
+use crate::error::{Error, Operation};
+use crate::intake::Intake;
+use crate::slot::{Content, WHOLE_PACKET_LEN, classify};
+use crate::socket::Received;
+
+/// How long an answer is waited for. The kernel answers while the request is being sent, so that an answer
+/// is either there at once or was lost because the receive buffer was full.
+const ACK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long to let a busy kernel be before the request is sent again.
+const RETRY_AFTER: Duration = Duration::from_millis(5);
+
+/// Sends configuration requests for one queue.
+#[derive(Debug, Default)]
+pub(crate) struct Control {
+    sequence: u32,
+}
+
+impl Control {
+    /// Sends `request` and waits for the kernel's answer. Packets that come first are kept in `intake`. A
+    /// lost answer is asked for again: every request but binding may be repeated freely, and binding
+    /// twice says `EBUSY`.
+    pub(crate) fn ask(
+        &mut self,
+        binding: &Binding,
+        intake: &mut Intake,
+        operation: Operation,
+        request: &ConfigMessage,
+    ) -> Result<(), Error> {
+        let deadline = Instant::now() + ACK_TIMEOUT;
+        let mut buffer = vec![0; WHOLE_PACKET_LEN];
+        let mut is_repeated = false;
+        loop {
+            self.sequence = self.sequence.wrapping_add(1);
+            let mut datagram = Vec::new();
+            request.push(self.sequence, &mut datagram);
+            let sent = binding.socket().send(&[IoSlice::new(&datagram)]);
+            sent.map_err(Error::system(operation, "sendmsg"))?;
+            if let Some(answer) = self.drain(binding, intake, operation, &mut buffer)? {
+                return answer.or_else(|error| match (request.command, &error) {
+                    (Some(Command::Bind), Error::Refused { errno: Errno::EBUSY, .. })
+                    | (Some(Command::Unbind), Error::Refused { errno: Errno::ENODEV, .. })
+                        if is_repeated =>
+                    {
+                        Ok(())
+                    }
+                    _ => Err(error),
+                });
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::AckTimeout { operation, waited: ACK_TIMEOUT });
+            }
+            is_repeated = true;
+            binding
+                .socket()
+                .wait(None, Some(RETRY_AFTER))
+                .map_err(Error::system(operation, "poll"))?;
+        }
+    }
+
+    /// Receives until the answer to the last request is found, or nothing waits.
+    fn drain(
+        &self,
+        binding: &Binding,
+        intake: &mut Intake,
+        operation: Operation,
+        buffer: &mut [u8],
+    ) -> Result<Option<Result<(), Error>>, Error> {
+        loop {
+            let mut received = [Received::default()];
+            match binding.socket().receive(std::iter::once(&mut *buffer), &mut received) {
+                Ok(0) | Err(Errno::EAGAIN) => return Ok(None),
+                Ok(_) => {}
+                Err(Errno::EINTR) => continue,
+                Err(Errno::ENOBUFS) => {
+                    intake.stats.overruns += 1;
+                    continue;
+                }
+                Err(errno) => return Err(Error::system(operation, "recvmmsg")(errno)),
+            }
+            let [received] = received;
+            let datagram = buffer.get(..received.length).unwrap_or(buffer);
+            match classify(datagram, received, &mut PacketIndex::default()) {
+                Content::Ack(ack) if self.is_answer(&ack) => {
+                    return Ok(Some(answer(operation, &ack)));
+                }
+                Content::Packet { .. } | Content::Unreadable { .. } => {
+                    intake.keep(datagram, received);
+                }
+                other => {
+                    intake.count(&other, binding.outstanding());
+                }
+            }
+        }
+    }
+
+    fn is_answer(&self, ack: &Ack<'_>) -> bool {
+        ack.request_kind() == NFQNL_MSG_CONFIG && ack.request_sequence() == self.sequence
+    }
+
+    /// Makes a refused binding tell whose fault it is, by asking questions that change nothing.
+    pub(crate) fn explain_bind(
+        &mut self,
+        binding: &Binding,
+        intake: &mut Intake,
+        flags: ConfigFlags,
+        error: Error,
+    ) -> Error {
+        let queue = binding.queue();
+        let Error::Refused { operation, errno, .. } = error else { return error };
+        if matches!(errno, Errno::EBUSY | Errno::EEXIST) {
+            return Error::QueueTaken { queue };
+        }
+        let probe = ConfigMessage::command(queue, Command::PfBind);
+        match (errno, self.refusal(binding, intake, &probe)) {
+            (Errno::EPERM, Some(Errno::EPERM)) => Error::NoCapability { operation },
+            (Errno::EPERM, None) => Error::QueueTaken { queue },
+            (Errno::EINVAL, Some(Errno::EINVAL)) => Error::NoQueueSupport,
+            (Errno::EOPNOTSUPP | Errno::EINVAL, _) if !flags.is_empty() => {
+                let refused = flags.iter().filter(|flag| self.is_refused(binding, intake, *flag));
+                let refused = refused.fold(ConfigFlags::default(), |all, flag| all | flag);
+                let flags = if refused.is_empty() { flags } else { refused };
+                Error::FlagsRefused { queue, flags }
+            }
+            _ => error,
+        }
+    }
+
+    /// Whether the kernel refuses a flag. Asked about a queue that this socket has not bound: a flag that is
+    /// known is answered with `ENODEV`.
+    fn is_refused(&mut self, binding: &Binding, intake: &mut Intake, flag: ConfigFlags) -> bool {
+        let change = FlagChange { mask: flag, values: flag };
+        let probe = ConfigMessage { flags: Some(change), ..ConfigMessage::new(binding.queue()) };
+        matches!(self.refusal(binding, intake, &probe), Some(Errno::EOPNOTSUPP | Errno::EINVAL))
+    }
+
+    fn refusal(
+        &mut self,
+        binding: &Binding,
+        intake: &mut Intake,
+        request: &ConfigMessage,
+    ) -> Option<Errno> {
+        match self.ask(binding, intake, Operation::Bind, request) {
+            Err(Error::Refused { errno, .. }) => Some(errno),
+            _ => None,
+        }
+    }
+}
+
+fn answer(operation: Operation, ack: &Ack<'_>) -> Result<(), Error> {
+    if ack.errno() == 0 {
+        return Ok(());
+    }
+    Err(Error::Refused {
+        operation,
+        errno: Errno::from_raw(ack.errno()),
+        explanation: ack.text().map(str::to_owned),
+    })
+}

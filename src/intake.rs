@@ -1,0 +1,185 @@
+//! The receiving side's books: what came in, what is missing, what the kernel refused, and packets that
+//! came while something else was awaited.
+
+use std::collections::VecDeque;
+
+use netfilterqueue_protocol::constants::{NFQNL_MSG_VERDICT, NFQNL_MSG_VERDICT_BATCH};
+use netfilterqueue_protocol::message::Ack;
+use nix::errno::Errno;
+
+use crate::slot::Content;
+use crate::socket::Received;
+use crate::stats::{Refusal, Stats};
+use crate::verdicts::Outstanding;
+
+/// Most refusals that are kept for the user; older ones are only counted.
+const REFUSALS_MAX: usize = 256;
+
+/// What arrives on the socket of one queue.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    /// The receiving half of the statistics.
+    pub(crate) stats: Stats,
+    /// The newest packet id; ids start at 1.
+    last_id: u32,
+    refusals: VecDeque<Refusal>,
+    kept: VecDeque<Kept>,
+}
+
+/// A datagram that was received while an acknowledgement was awaited.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    datagram: Box<[u8]>,
+    received: Received,
+}
+
+impl Kept {
+    /// Copies the datagram, as if it had been received into `buffer`.
+    pub(crate) fn copy_into(self, buffer: &mut [u8]) -> Received {
+        let length = self.datagram.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&self.datagram[..length]);
+        let truncated = self.received.truncated || length < self.datagram.len();
+        Received { length, truncated, ..self.received }
+    }
+}
+
+impl Intake {
+    pub(crate) fn new() -> Self {
+        Self {
+            stats: Stats::default(),
+            last_id: 0,
+            refusals: VecDeque::with_capacity(REFUSALS_MAX),
+            kept: VecDeque::new(),
+        }
+    }
+
+    /// Keeps a datagram for the next receive.
+    pub(crate) fn keep(&mut self, datagram: &[u8], received: Received) {
+        self.kept.push_back(Kept { datagram: datagram.into(), received });
+    }
+
+    /// The oldest datagram that was kept.
+    pub(crate) fn next_kept(&mut self) -> Option<Kept> {
+        self.kept.pop_front()
+    }
+
+    /// Enters what a datagram was into the books. Returns whether it holds a packet that needs a verdict.
+    pub(crate) fn count(&mut self, content: &Content<'_>, outstanding: &Outstanding) -> bool {
+        match content {
+            Content::Packet { id } => self.count_packet(*id),
+            Content::Unreadable { id, truncated } => {
+                self.count_packet(*id);
+                if *truncated {
+                    self.stats.truncated += 1;
+                } else {
+                    self.stats.malformed += 1;
+                }
+            }
+            Content::Ack(ack) => {
+                self.count_ack(ack, outstanding);
+                return false;
+            }
+            Content::Foreign => {
+                self.stats.foreign += 1;
+                return false;
+            }
+            Content::Unknown => {
+                self.stats.unknown += 1;
+                return false;
+            }
+        }
+        true
+    }
+
+    fn count_packet(&mut self, id: u32) {
+        self.stats.received += 1;
+        // Ids are consecutive; the distance is signed because they wrap at 2^32.
+        let missing = id.wrapping_sub(self.last_id).wrapping_sub(1);
+        if missing.cast_signed() >= 0 {
+            self.stats.lost += u64::from(missing);
+            self.last_id = id;
+        }
+    }
+
+    /// The kernel's answer to a verdict. Answers to configuration requests are awaited elsewhere; one that
+    /// comes late means nothing any more.
+    fn count_ack(&mut self, ack: &Ack<'_>, outstanding: &Outstanding) {
+        let cumulative = match ack.request_kind() {
+            NFQNL_MSG_VERDICT => false,
+            NFQNL_MSG_VERDICT_BATCH => true,
+            _ => return,
+        };
+        let errno = Errno::from_raw(ack.errno());
+        if ack.errno() == 0 {
+            return;
+        }
+        if errno != Errno::ENOENT {
+            outstanding.distrust();
+        }
+        self.stats.refused += 1;
+        if self.refusals.len() == REFUSALS_MAX {
+            self.refusals.pop_front();
+        }
+        // Verdict messages carry the packet id as their sequence number.
+        self.refusals.push_back(Refusal { id: ack.request_sequence(), cumulative, errno });
+    }
+
+    /// The refusals since the last call, oldest first.
+    pub(crate) fn take_refusals(&mut self) -> impl Iterator<Item = Refusal> {
+        self.refusals.drain(..)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn receive(intake: &mut Intake, id: u32) {
+        assert!(intake.count(&Content::Packet { id }, &Outstanding::default()));
+    }
+
+    #[test]
+    fn gaps_in_ids_are_losses() {
+        let mut intake = Intake::new();
+        receive(&mut intake, 1);
+        receive(&mut intake, 2);
+        assert_eq!(intake.stats.lost, 0);
+        receive(&mut intake, 6);
+        assert_eq!(intake.stats.lost, 3);
+        receive(&mut intake, 7);
+        assert_eq!((intake.stats.lost, intake.stats.received), (3, 4));
+    }
+
+    #[test]
+    fn ids_wrap_without_loss() {
+        let mut intake = Intake { last_id: u32::MAX - 1, ..Intake::new() };
+        receive(&mut intake, u32::MAX);
+        receive(&mut intake, 0);
+        receive(&mut intake, 2);
+        assert_eq!(intake.stats.lost, 1);
+    }
+
+    #[test]
+    fn an_unreadable_packet_is_counted_and_no_gap() {
+        let mut intake = Intake::new();
+        receive(&mut intake, 1);
+        let content = Content::Unreadable { id: 2, truncated: true };
+        assert!(intake.count(&content, &Outstanding::default()));
+        receive(&mut intake, 3);
+        assert_eq!((intake.stats.lost, intake.stats.truncated), (0, 1));
+    }
+
+    #[test]
+    fn a_kept_datagram_is_cut_to_a_shorter_buffer() {
+        let received = Received { length: 5, truncated: false, from_kernel: true };
+        let mut intake = Intake::new();
+        intake.keep(b"abcde", received);
+        intake.keep(b"fg", received);
+        let mut buffer = [0; 3];
+        let first = intake.next_kept().expect("kept").copy_into(&mut buffer);
+        assert_eq!((&buffer, first.length, first.truncated), (b"abc", 3, true));
+        let second = intake.next_kept().expect("kept").copy_into(&mut buffer);
+        assert_eq!((&buffer[..2], second.length, second.truncated), (&b"fg"[..], 2, false));
+        assert!(intake.next_kept().is_none());
+    }
+}

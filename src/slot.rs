@@ -1,0 +1,235 @@
+//! Receive buffers, and what is known and decided about the packet in each.
+
+use std::fmt;
+
+use netfilterqueue_protocol::constants::{NFQNL_MSG_PACKET, NLMSG_ERROR};
+use netfilterqueue_protocol::message::{Ack, Message};
+use netfilterqueue_protocol::packet::PacketIndex;
+use netfilterqueue_protocol::verdict::Verdict;
+
+use crate::socket::Received;
+use crate::verdicts::Answer;
+
+/// Room for the longest message: 65,531 bytes of payload and everything else (about 250 bytes with a
+/// conntrack entry) with plenty to spare.
+pub(crate) const WHOLE_PACKET_LEN: usize = 65_536 + 4_096;
+
+/// Distance between buffers beyond their length. Buffers a multiple of 4 KiB apart would all start in the
+/// same few sets of the processor's caches; three lines more spread them over all sets.
+const STRIDE_EXTRA: usize = 192;
+
+/// What has been decided about the packet in a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum State {
+    /// There is no packet, it is answered, or its answer is somebody else's task.
+    #[default]
+    Empty,
+    /// The packet waits for a decision.
+    Undecided,
+    /// The packet waits for the commit.
+    Decided(Verdict),
+    /// The packet cannot be shown to anyone and waits for the commit.
+    Unreadable,
+}
+
+/// The packet in one buffer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Slot {
+    state: State,
+    /// The packet id; apart from the index because a message that cannot be parsed may still have one.
+    id: u32,
+    pub(crate) index: PacketIndex,
+    pub(crate) mark: Option<u32>,
+    pub(crate) edit: Option<Edit>,
+}
+
+/// Where in the buffer the edited payload lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Edit {
+    pub(crate) start: usize,
+    pub(crate) len: usize,
+}
+
+impl Edit {
+    pub(crate) const fn range(self) -> std::ops::Range<usize> {
+        self.start..self.start + self.len
+    }
+}
+
+/// What a received datagram was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Content<'a> {
+    /// A packet, ready to be judged.
+    Packet { id: u32 },
+    /// A packet message that was cut off or malformed, but whose packet can be answered: it gets the
+    /// verdict of undecided packets.
+    Unreadable { id: u32, truncated: bool },
+    /// The kernel's answer to a request.
+    Ack(Ack<'a>),
+    /// Not from the kernel.
+    Foreign,
+    /// Nothing that can be understood or answered.
+    Unknown,
+}
+
+impl Slot {
+    /// Takes in a received datagram.
+    pub(crate) fn load<'a>(&mut self, datagram: &'a [u8], received: Received) -> Content<'a> {
+        *self = Self::default();
+        let content = classify(datagram, received, &mut self.index);
+        match content {
+            Content::Packet { id } => (self.state, self.id) = (State::Undecided, id),
+            Content::Unreadable { id, .. } => (self.state, self.id) = (State::Unreadable, id),
+            _ => {}
+        }
+        content
+    }
+
+    /// Whether the packet can be handed to the caller.
+    pub(crate) const fn is_undecided(&self) -> bool {
+        matches!(self.state, State::Undecided)
+    }
+
+    /// Whether the packet is to be answered by the commit of its batch.
+    pub(crate) const fn is_pending(&self) -> bool {
+        !matches!(self.state, State::Empty)
+    }
+
+    pub(crate) const fn decide(&mut self, verdict: Verdict) {
+        self.state = State::Decided(verdict);
+    }
+
+    /// The packet is answered, or no longer this batch's task.
+    pub(crate) const fn clear(&mut self) {
+        self.state = State::Empty;
+    }
+
+    /// The answer that the commit sends. An undecided packet gets `on_undecided` and nothing else: half
+    /// made edits stay here.
+    pub(crate) fn answer(&self, slot: usize, on_undecided: Verdict) -> Option<Answer> {
+        let id = self.id;
+        match self.state {
+            State::Empty => None,
+            State::Undecided | State::Unreadable => {
+                Some(Answer { id, verdict: on_undecided, mark: None, payload_len: None, slot })
+            }
+            State::Decided(verdict) => {
+                let edit = self.edit.filter(|_| verdict != Verdict::Drop);
+                let payload_len = edit.map(|edit| edit.len);
+                Some(Answer { id, verdict, mark: self.mark, payload_len, slot })
+            }
+        }
+    }
+}
+
+/// What a datagram is, with `index` filled in for a packet.
+pub(crate) fn classify<'a>(
+    datagram: &'a [u8],
+    received: Received,
+    index: &mut PacketIndex,
+) -> Content<'a> {
+    if !received.from_kernel {
+        return Content::Foreign;
+    }
+    if let Ok(message) = Message::parse(datagram)
+        && !received.truncated
+    {
+        match message.kind() {
+            NFQNL_MSG_PACKET => {
+                if let Ok(parsed) = PacketIndex::parse(message.bytes()) {
+                    *index = parsed;
+                    return Content::Packet { id: parsed.id() };
+                }
+            }
+            NLMSG_ERROR => return Ack::parse(message).map_or(Content::Unknown, Content::Ack),
+            _ => return Content::Unknown,
+        }
+    }
+    match PacketIndex::salvage(datagram) {
+        Some((_, id)) => Content::Unreadable { id, truncated: received.truncated },
+        None => Content::Unknown,
+    }
+}
+
+/// A row of buffers in one allocation, with a slot each.
+pub(crate) struct Slots {
+    slots: Box<[Slot]>,
+    /// Allocated zeroed, so that the system gives each page only when a packet fills it.
+    memory: Vec<u8>,
+    stride: usize,
+    buffer_len: usize,
+}
+
+impl Slots {
+    pub(crate) fn new(count: usize, buffer_len: usize) -> Self {
+        let count = count.max(1);
+        let stride = buffer_len.next_multiple_of(64) + STRIDE_EXTRA;
+        Self {
+            slots: vec![Slot::default(); count].into(),
+            memory: vec![0; count * stride],
+            stride,
+            buffer_len,
+        }
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The buffers from the one at `first` on.
+    pub(crate) fn buffers_mut(&mut self, first: usize) -> impl Iterator<Item = &mut [u8]> {
+        let buffer_len = self.buffer_len;
+        let rest = self.memory.chunks_exact_mut(self.stride).skip(first);
+        rest.map(move |chunk| &mut chunk[..buffer_len])
+    }
+
+    /// The edited payload of the packet in a slot; empty if it was not edited.
+    pub(crate) fn edited(&self, at: usize) -> &[u8] {
+        self.slots[at].edit.map_or(&[], |edit| &self.memory[at * self.stride..][edit.range()])
+    }
+
+    /// One slot with its buffer.
+    pub(crate) fn at_mut(&mut self, at: usize) -> (&mut Slot, &mut [u8]) {
+        (&mut self.slots[at], &mut self.memory[at * self.stride..][..self.buffer_len])
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.slots.iter_mut()
+    }
+
+    /// Each slot with its buffer.
+    pub(crate) fn pairs_mut(&mut self) -> Pairs<'_> {
+        Pairs { slots: self.slots.iter_mut(), chunks: self.memory.chunks_exact_mut(self.stride) }
+    }
+}
+
+impl fmt::Debug for Slots {
+    /// Without the megabytes of memory.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter().filter(|slot| slot.is_pending())).finish()
+    }
+}
+
+/// Iterates over slots with their buffers (padding included).
+pub(crate) struct Pairs<'a> {
+    slots: std::slice::IterMut<'a, Slot>,
+    chunks: std::slice::ChunksExactMut<'a, u8>,
+}
+
+impl fmt::Debug for Pairs<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pairs").finish_non_exhaustive()
+    }
+}
+
+impl<'a> Iterator for Pairs<'a> {
+    type Item = (&'a mut Slot, &'a mut [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        Some((self.slots.next()?, self.chunks.next()?))
+    }
+}
