@@ -12,6 +12,9 @@ mod intake;
 mod packet;
 mod queue;
 mod retained;
+#[cfg(feature = "rules")]
+#[cfg_attr(docsrs, doc(cfg(feature = "rules")))]
+pub mod rules;
 mod slot;
 mod socket;
 mod stats;

@@ -14,39 +14,56 @@ use netfilterqueue_protocol::message::{Ack, Message, Messages};
 use netfilterqueue_protocol::verdict::{Verdict, VerdictBatchMessage, VerdictMessage};
 use netlink_packet_core::{
     NLMSG_NOOP, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator,
+    Parseable,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// An attribute as both sides have it: number, nested, network byte order, value. `Err` where the
-/// side refuses to go on.
-fn ours(bytes: &[u8]) -> Vec<Result<(u16, bool, bool, Vec<u8>), ()>> {
+/// An attribute as both sides have it.
+#[derive(Debug, Clone, PartialEq)]
+struct Plain {
+    kind: u16,
+    nested: bool,
+    net_byteorder: bool,
+    value: Vec<u8>,
+}
+
+/// `None` where the walk ends with an error.
+fn ours(bytes: &[u8]) -> Vec<Option<Plain>> {
     Attributes::new(bytes)
         .map(|attribute| {
-            let a = attribute.map_err(|_| ())?;
-            Ok((a.kind(), a.is_nested(), a.is_net_byteorder(), a.value().to_vec()))
+            let attribute = attribute.ok()?;
+            Some(Plain {
+                kind: attribute.kind(),
+                nested: attribute.is_nested(),
+                net_byteorder: attribute.is_net_byteorder(),
+                value: attribute.value().to_vec(),
+            })
         })
         .collect()
 }
 
-fn theirs(bytes: &[u8]) -> Vec<Result<(u16, bool, bool, Vec<u8>), ()>> {
+fn theirs(bytes: &[u8]) -> Vec<Option<Plain>> {
     NlasIterator::new(bytes)
         .map(|attribute| {
-            let a = attribute.map_err(|_| ())?;
-            Ok((a.kind(), a.nested_flag(), a.network_byte_order_flag(), a.value().to_vec()))
+            let attribute = attribute.ok()?;
+            Some(Plain {
+                kind: attribute.kind(),
+                nested: attribute.nested_flag(),
+                net_byteorder: attribute.network_byte_order_flag(),
+                value: attribute.value().to_vec(),
+            })
         })
         .collect()
 }
 
 /// Difference: one to three bytes behind the last attribute end our walk, as in the kernel, and are an
 /// error of `NlasIterator`.
-fn without_stray_tail(
-    mut theirs: Vec<Result<(u16, bool, bool, Vec<u8>), ()>>,
-    len: usize,
-) -> Vec<Result<(u16, bool, bool, Vec<u8>), ()>> {
-    let walked: usize = theirs.iter().flatten().map(|a| (4 + a.3.len()).next_multiple_of(4)).sum();
+fn without_stray_tail(mut theirs: Vec<Option<Plain>>, len: usize) -> Vec<Option<Plain>> {
+    let attributes = theirs.iter().flatten();
+    let walked: usize = attributes.map(|a| (4 + a.value.len()).next_multiple_of(4)).sum();
     if (1..4).contains(&len.saturating_sub(walked)) {
-        assert_eq!(theirs.pop(), Some(Err(())));
+        assert_eq!(theirs.pop(), Some(None));
     }
     theirs
 }
@@ -56,7 +73,8 @@ fn stray_tail() {
     let mut bytes = list(&[(1, vec![1, 2, 3, 4])]);
     for tail in 1..4 {
         bytes.push(0);
-        assert_eq!(ours(&bytes), [Ok((1, false, false, vec![1, 2, 3, 4]))], "{tail} bytes");
+        let one = Plain { kind: 1, nested: false, net_byteorder: false, value: vec![1, 2, 3, 4] };
+        assert_eq!(ours(&bytes), [Some(one)], "{tail} bytes");
         assert_eq!(theirs(&bytes).len(), 2);
         assert_eq!(ours(&bytes), without_stray_tail(theirs(&bytes), bytes.len()));
     }
@@ -67,50 +85,38 @@ fn attributes_of_captures() {
     for bytes in common::captures() {
         let attributes = &bytes[20..];
         if cfg!(target_endian = "little") {
-            assert!(ours(attributes).iter().all(Result::is_ok) && ours(attributes).len() > 6);
+            assert!(ours(attributes).iter().all(Option::is_some) && ours(attributes).len() > 6);
         }
         assert_eq!(ours(attributes), without_stray_tail(theirs(attributes), attributes.len()));
     }
 }
 
-/// Walks a datagram with `NetlinkBuffer`: header and payload of each message.
-fn their_messages(mut rest: &[u8]) -> Vec<Result<(u32, u16, u16, u32, u32, Vec<u8>), ()>> {
+/// Header and body of each message; `None` where the walk ends with an error.
+fn our_messages(datagram: &[u8]) -> Vec<Option<(NetlinkHeader, Vec<u8>)>> {
+    Messages::new(datagram)
+        .map(|message| {
+            let message = message.ok()?;
+            let header = message.netlink_header();
+            assert_eq!((header.message_type, header.flags), (message.kind(), message.flags()));
+            assert_eq!(header.sequence_number, message.sequence());
+            assert_eq!(header.port_number, message.port());
+            Some((header, message.body().to_vec()))
+        })
+        .collect()
+}
+
+fn their_messages(mut rest: &[u8]) -> Vec<Option<(NetlinkHeader, Vec<u8>)>> {
     let mut out = Vec::new();
     while !rest.is_empty() {
-        let Ok(buffer) = NetlinkBuffer::new_checked(rest) else {
-            out.push(Err(()));
+        let Ok(buffer) = NetlinkBuffer::new_checked(&rest) else {
+            out.push(None);
             break;
         };
-        out.push(Ok((
-            buffer.length(),
-            buffer.message_type(),
-            buffer.flags(),
-            buffer.sequence_number(),
-            buffer.port_number(),
-            buffer.payload().to_vec(),
-        )));
+        out.push(Some((NetlinkHeader::parse(&buffer).unwrap(), buffer.payload().to_vec())));
         let step = usize::try_from(buffer.length()).unwrap().next_multiple_of(4);
         rest = rest.get(step..).unwrap_or_default();
     }
     out
-}
-
-fn our_messages(datagram: &[u8]) -> Vec<Result<(u32, u16, u16, u32, u32, Vec<u8>), ()>> {
-    Messages::new(datagram)
-        .map(|message| {
-            let message = message.map_err(|_| ())?;
-            let header = message.netlink_header();
-            assert_eq!((header.message_type, header.flags), (message.kind(), message.flags()));
-            Ok((
-                header.length,
-                message.kind(),
-                message.flags(),
-                message.sequence(),
-                message.port(),
-                message.body().to_vec(),
-            ))
-        })
-        .collect()
 }
 
 fn datagrams() -> impl Strategy<Value = Vec<u8>> {
@@ -328,5 +334,4 @@ fn equal_whatever_the_envelope() {
     };
     let single = QueueMessage::try_from(VerdictMessage::new(1, 2, Verdict::Drop)).unwrap();
     assert_ne!(QueueMessage::from(batch), single);
-    let _: NetlinkHeader = Message::parse(&one).unwrap().netlink_header();
 }

@@ -11,7 +11,7 @@ use netfilterqueue_protocol::config::ConfigMessage;
 use netfilterqueue_protocol::conntrack::Conntrack;
 use netfilterqueue_protocol::interop::QueueMessage;
 use netfilterqueue_protocol::message::{Ack, Message, Messages, Nfgenmsg};
-use netfilterqueue_protocol::packet::{PacketIndex, PacketMessage};
+use netfilterqueue_protocol::packet::{PacketIndex, PacketMessage, Timestamp};
 use netfilterqueue_protocol::verdict::{VerdictBatchMessage, VerdictMessage};
 
 pub(crate) const BRIDGE_VLAN: &str = include_str!("../data/bridge-forward-vlan-l2hdr.hex");
@@ -143,7 +143,7 @@ pub(crate) fn touch_packet(packet: PacketMessage<'_>) {
     black_box((index.is_truncated(), packet.bytes(), packet.id(), packet.queue()));
     black_box((packet.family(), packet.hook(), packet.hw_protocol(), packet.payload()));
     black_box((packet.cap_len(), packet.mark(), packet.indev(), packet.outdev()));
-    black_box(packet.timestamp().map(|timestamp| timestamp.to_system_time()));
+    black_box(packet.timestamp().map(Timestamp::to_system_time));
     black_box((packet.physindev(), packet.physoutdev(), packet.hwaddr(), packet.uid()));
     black_box((packet.gid(), packet.secctx(), packet.priority(), packet.cgroup_classid()));
     black_box((packet.vlan(), packet.l2_header(), packet.conntrack_info()));

@@ -1,0 +1,37 @@
+//! Whatever a socket could hand over: no parser and no accessor may panic.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use netfilterqueue_protocol::message::{Ack, Messages};
+use netfilterqueue_protocol::packet::{PacketIndex, PacketMessage};
+
+fuzz_target!(|datagram: &[u8]| {
+    let _ = PacketIndex::salvage(datagram);
+    for message in Messages::new(datagram).flatten() {
+        if let Ok(ack) = Ack::parse(message) {
+            let _ = (ack.errno(), ack.request_kind(), ack.request_sequence(), ack.request_port());
+            let _ = (ack.request_body(), ack.text(), ack.offset());
+        }
+        if let Ok(index) = PacketIndex::parse(message.bytes()) {
+            assert_eq!(PacketIndex::salvage(message.bytes()), Some((index.queue(), index.id())));
+            read(index.view(message.bytes()));
+            // Not the bytes that the index is of.
+            read(index.view(datagram));
+            read(index.view(message.body()));
+        }
+    }
+});
+
+fn read(packet: PacketMessage<'_>) {
+    let _ = (packet.id(), packet.queue(), packet.family(), packet.hook(), packet.hw_protocol());
+    let _ = (packet.payload(), packet.cap_len(), packet.mark(), packet.indev(), packet.outdev());
+    let _ = packet.timestamp().map(|timestamp| timestamp.to_system_time());
+    let _ = (packet.physindev(), packet.physoutdev(), packet.hwaddr(), packet.skb_info());
+    let _ = (packet.uid(), packet.gid(), packet.secctx(), packet.priority(), packet.vlan());
+    let _ = (packet.cgroup_classid(), packet.l2_header(), packet.conntrack_info());
+    let _ = (packet.index(), packet.attribute(30), packet.attributes().count());
+    if let Some(conntrack) = packet.conntrack() {
+        let _ = (conntrack.id(), conntrack.status(), conntrack.timeout(), conntrack.mark());
+        let _ = (conntrack.zone(), conntrack.labels(), conntrack.original(), conntrack.reply());
+    }
+}
