@@ -192,6 +192,30 @@ fn protocol_without_ports() {
     assert_eq!(conntrack.reply(), Some(reply));
 }
 
+/// A value longer than its type counts from its start.
+#[test]
+fn addresses_that_differ() {
+    let (mut source, mut destination) = (vec![0x20; 16], vec![0x30; 16]);
+    source.push(9);
+    destination.extend([9; 3]);
+    let udp = [(1, vec![17, 9]), (2, vec![0, 1, 9]), (3, vec![0, 2, 9])];
+    let tree = list(&[
+        (CTA_TUPLE_ORIG, tuple(&[(4, destination), (3, source)], &udp)),
+        (CTA_TUPLE_REPLY, tuple(&[(1, vec![10, 0, 0, 1, 9]), (2, vec![10, 0, 0, 2, 9])], &udp)),
+    ]);
+    let original = Tuple {
+        source: IpAddr::from([0x20; 16]),
+        destination: IpAddr::from([0x30; 16]),
+        protocol: 17,
+        source_port: Some(1),
+        destination_port: Some(2),
+    };
+    let conntrack = Conntrack::new(&tree);
+    assert_eq!(conntrack.original(), Some(original));
+    let (source, destination) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+    assert_eq!(conntrack.reply(), Some(Tuple { source, destination, ..original }));
+}
+
 #[test]
 fn incomplete_tuples() {
     let v4 = [(1, vec![10, 0, 0, 1]), (2, vec![10, 0, 0, 2])];
