@@ -43,11 +43,7 @@ impl Control {
         let mut buffer = vec![0; WHOLE_PACKET_LEN];
         let mut is_repeated = false;
         loop {
-            self.sequence = self.sequence.wrapping_add(1);
-            let mut datagram = Vec::new();
-            request.push(self.sequence, &mut datagram);
-            let sent = binding.socket().send(&[IoSlice::new(&datagram)]);
-            sent.map_err(Error::system(operation, "sendmsg"))?;
+            self.send(binding, request).map_err(Error::system(operation, "sendmsg"))?;
             if let Some(answer) = self.drain(binding, intake, operation, &mut buffer)? {
                 return answer.or_else(|error| match (request.command, &error) {
                     (Some(Command::Bind), Error::Refused { errno: Errno::EBUSY, .. })
@@ -68,6 +64,14 @@ impl Control {
                 .wait(None, Some(RETRY_AFTER))
                 .map_err(Error::system(operation, "poll"))?;
         }
+    }
+
+    /// Sends `request`; the kernel has carried it out when this returns. Its answer is left in the socket.
+    pub(crate) fn send(&mut self, binding: &Binding, request: &ConfigMessage) -> nix::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut datagram = Vec::new();
+        request.push(self.sequence, &mut datagram);
+        binding.socket().send(&[IoSlice::new(&datagram)])
     }
 
     /// Receives until the answer to the last request is found, or nothing waits.

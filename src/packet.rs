@@ -168,7 +168,20 @@ macro_rules! attribute_accessors {
 
 pub(crate) use attribute_accessors;
 
-/// Proof that a packet was decided about. Only a consumed packet yields one.
+/// Proof that a packet was decided about. Only a consumed packet yields one, so neither of these compiles:
+///
+/// ```compile_fail,E0308
+/// # fn forgotten(queue: &mut netfilterqueue::Queue) {
+/// queue.run(|packet| println!("{packet}"));
+/// # }
+/// ```
+///
+/// ```compile_fail,E0382
+/// # fn twice(packet: netfilterqueue::Packet<'_>) {
+/// packet.accept();
+/// packet.accept();
+/// # }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Decided<'a> {
@@ -179,6 +192,18 @@ pub struct Decided<'a> {
 ///
 /// It is consumed by its verdict. One that is dropped instead stays undecided: it is yielded again by the
 /// next iteration over its batch, and the commit gives it the queue's default verdict.
+///
+/// It cannot outlive its batch, nor the batch's next receive; [`Packet::retain`] makes it independent:
+///
+/// ```compile_fail,E0499
+/// # use netfilterqueue::{Batch, Error, Queue};
+/// # fn kept(queue: &mut Queue, batch: &mut Batch) -> Result<(), Error> {
+/// let first = batch.iter_mut().next();
+/// queue.recv(batch)?;
+/// drop(first);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Packet<'a> {
     slot: &'a mut Slot,
     buffer: &'a mut [u8],

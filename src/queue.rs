@@ -301,26 +301,27 @@ impl Queue {
     /// [`Error::Refused`] or [`Error::AckTimeout`]; the queue is closed all the same when the last batch and
     /// retained packet is gone.
     pub fn close(mut self) -> Result<(), Error> {
-        self.unbind()
+        self.binding.close();
+        let unbind = self.unbind_request();
+        self.control.ask(&self.binding, &mut self.intake, Operation::Unbind, &unbind)
     }
 
     fn configure(&mut self, request: &ConfigMessage) -> Result<(), Error> {
         self.control.ask(&self.binding, &mut self.intake, Operation::Configure, request)
     }
 
-    fn unbind(&mut self) -> Result<(), Error> {
-        if !self.binding.close() {
-            return Ok(());
-        }
-        // Not left to the closing of the socket: batches and retained packets keep that open.
-        let request = ConfigMessage::command(self.number(), Command::Unbind);
-        self.control.ask(&self.binding, &mut self.intake, Operation::Unbind, &request)
+    fn unbind_request(&self) -> ConfigMessage {
+        ConfigMessage::command(self.number(), Command::Unbind)
     }
 }
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        let _ = self.unbind();
+        // Not left to the closing of the socket: batches and retained packets keep that open.
+        if self.binding.close() {
+            let unbind = self.unbind_request();
+            let _ = self.control.send(&self.binding, &unbind);
+        }
     }
 }
 

@@ -178,7 +178,7 @@ impl fmt::Debug for RetainedPacket {
     }
 }
 
-/// As that of [`Packet`].
+/// As that of [`Packet`](crate::Packet).
 impl fmt::Display for RetainedPacket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         display::line(f, &self.message(), self.payload(), self.mark())

@@ -21,13 +21,15 @@
 //! With the [`InstalledRules`]: its drop deletes the table before it returns. Since Linux 5.12 the
 //! table is also owned by a socket of this process, so that the kernel deletes it however the process
 //! ends, `SIGKILL` included, and no rule is left that sends traffic to a queue without a listener.
-//! Nobody else can change an owned table, and `nft flush ruleset` spares it. See
+//! Nobody else can change an owned table, and `nft flush ruleset` spares it. On older kernels only the
+//! drop deletes it, and only while the process has `CAP_NET_ADMIN`. See
 //! [`InstalledRules::is_owned`].
 //!
 //! # Taking rules away drops queued packets
 //!
 //! When **any** netfilter hook of a network namespace is unregistered, the kernel drops all packets
-//! that wait in **all** queues of that namespace; a later verdict on them is refused (`ENOENT`).
+//! that wait in **all** queues of that namespace; a later verdict on them is refused (`ENOENT`), and
+//! old kernels (5.10 for one) log a warning.
 //! Deleting a table with a base chain does that, whoever does it, and so does dropping
 //! [`InstalledRules`]. To end without loss: [`pause`](InstalledRules::pause), which takes away the
 //! rules but leaves the hook; judge what still waits; then drop.
