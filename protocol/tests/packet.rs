@@ -14,8 +14,33 @@ use netfilterqueue_protocol::packet::{PacketIndex, PacketMessage, SkbInfo, Times
 /// The captures were made on a little-endian host, whose byte order their headers have.
 #[cfg(target_endian = "little")]
 mod captured {
-    use super::common::{BRIDGE_ARP, BRIDGE_VLAN, IPV4_UDP, IPV6_SYN, captures, touch, unhex};
+    use super::common::{
+        BRIDGE_ARP, BRIDGE_VLAN, INPUT_SYN, IPV4_UDP, IPV6_SYN, OUTPUT_CUT, OUTPUT_UDP,
+        POSTROUTING_UID, PREROUTING_META, captures, touch, unhex,
+    };
     use super::*;
+
+    #[test]
+    fn loopback_packets_per_hook() {
+        let bytes =
+            [OUTPUT_UDP, OUTPUT_CUT, POSTROUTING_UID, INPUT_SYN, PREROUTING_META].map(unhex);
+        let [output, cut, postrouting, input, meta] =
+            bytes.each_ref().map(|bytes| PacketMessage::parse(bytes).unwrap());
+        assert_eq!((output.queue(), output.hook(), output.payload().len()), (7, 3, 33));
+        assert_eq!(&output.payload()[28..], b"five!");
+        assert_eq!((output.indev(), output.outdev(), output.cap_len()), (None, Some(1), None));
+        assert_eq!((cut.queue(), cut.payload().len(), cut.cap_len()), (0, 41, Some(1028)));
+        assert!(cut.index().is_truncated());
+        assert_eq!(
+            (postrouting.hook(), postrouting.uid(), postrouting.gid()),
+            (4, Some(0), Some(0))
+        );
+        assert_eq!((input.queue(), input.family(), input.hook()), (65_535, NFPROTO_IPV6, 1));
+        assert_eq!((input.indev(), input.outdev()), (Some(1), None));
+        assert_eq!((input.hwaddr(), input.skb_info()), (Some(&[0; 6][..]), Some(SkbInfo(1))));
+        assert_eq!((meta.hook(), meta.payload(), meta.cap_len()), (0, &[][..], None));
+        assert_eq!(meta.index().payload_range(), None);
+    }
 
     #[test]
     fn bridged_vlan_frame() {

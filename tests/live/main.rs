@@ -9,6 +9,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+mod captures;
 mod lifecycle;
 mod parity;
 mod performance;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
     }
     let tests: Vec<Test> = [
         &verdicts::TESTS[..],
+        &captures::TESTS[..],
         &lifecycle::TESTS[..],
         &parity::TESTS[..],
         &performance::TESTS[..],

@@ -19,8 +19,25 @@ pub(crate) const BRIDGE_ARP: &str = include_str!("../data/bridge-prerouting-arp.
 pub(crate) const IPV4_UDP: &str = include_str!("../data/ipv4-output-uid-secctx-ct-udp.hex");
 pub(crate) const IPV6_SYN: &str = include_str!("../data/ipv6-tcp-syn-ct-protoinfo.hex");
 
-pub(crate) fn captures() -> [Vec<u8>; 4] {
-    [BRIDGE_VLAN, BRIDGE_ARP, IPV4_UDP, IPV6_SYN].map(unhex)
+pub(crate) const OUTPUT_UDP: &str = include_str!("../data/ipv4-output-udp.hex");
+pub(crate) const OUTPUT_CUT: &str = include_str!("../data/ipv4-output-udp-truncated.hex");
+pub(crate) const POSTROUTING_UID: &str = include_str!("../data/ipv4-postrouting-udp-uid.hex");
+pub(crate) const INPUT_SYN: &str = include_str!("../data/ipv6-input-tcp-syn.hex");
+pub(crate) const PREROUTING_META: &str = include_str!("../data/ipv6-prerouting-udp-meta.hex");
+
+pub(crate) fn captures() -> [Vec<u8>; 9] {
+    [
+        BRIDGE_VLAN,
+        BRIDGE_ARP,
+        IPV4_UDP,
+        IPV6_SYN,
+        OUTPUT_UDP,
+        OUTPUT_CUT,
+        POSTROUTING_UID,
+        INPUT_SYN,
+        PREROUTING_META,
+    ]
+    .map(unhex)
 }
 
 /// Bytes of hex digits; white space between them is skipped.
