@@ -403,6 +403,28 @@ fn after_a_refused_datagram_only_exact_verdicts_are_used() {
 }
 
 #[test]
+fn what_another_thread_sent_must_be_heard_first() {
+    let outstanding = Outstanding::default();
+    let own = || outstanding.sending(|| ());
+    let other = || std::thread::scope(|scope| scope.spawn(own).join().expect("no panic"));
+    own();
+    assert_eq!(outstanding.form(0), Form::Cumulative, "one's own refusals are one's own affair");
+    other();
+    assert_eq!(outstanding.form(0), Form::Exact);
+    let before = outstanding.sent_before();
+    own();
+    outstanding.heard(before);
+    assert_eq!(outstanding.form(0), Form::Exact, "something was sent meanwhile");
+    outstanding.heard(outstanding.sent_before());
+    assert_eq!(outstanding.form(0), Form::Cumulative);
+    other();
+    assert_eq!(outstanding.form(0), Form::Exact);
+    let during = outstanding.sending(|| outstanding.sent_before());
+    outstanding.heard(during);
+    assert_eq!(outstanding.form(0), Form::Exact, "a send was under way");
+}
+
+#[test]
 fn a_failed_send_keeps_what_was_not_sent() {
     let mut library = Library::new(1, 100);
     (0..6).for_each(|_| library.kernel.enqueue());

@@ -95,7 +95,9 @@ impl Binding {
             start = gap.at;
         }
         parts[used] = IoSlice::new(&datagram.heads()[start..]);
-        self.socket.send(&parts[..=used]).map_err(Error::system(Operation::Verdict, "sendmsg"))?;
+        self.outstanding
+            .sending(|| self.socket.send(&parts[..=used]))
+            .map_err(Error::system(Operation::Verdict, "sendmsg"))?;
         self.outstanding.answered(datagram.answers());
         self.sent.calls.fetch_add(1, Ordering::Relaxed);
         self.sent.answered.fetch_add(datagram.answers() as u64, Ordering::Relaxed);

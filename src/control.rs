@@ -133,21 +133,47 @@ impl Control {
             (Errno::EPERM, None) => Error::QueueTaken { queue },
             (Errno::EINVAL, Some(Errno::EINVAL)) => Error::NoQueueSupport,
             (Errno::EOPNOTSUPP | Errno::EINVAL, _) if !flags.is_empty() => {
-                let refused = flags.iter().filter(|flag| self.is_refused(binding, intake, *flag));
-                let refused = refused.fold(ConfigFlags::default(), |all, flag| all | flag);
-                let flags = if refused.is_empty() { flags } else { refused };
-                Error::FlagsRefused { queue, flags }
+                let probe = ConfigMessage::new(queue);
+                Error::FlagsRefused { queue, flags: self.refused(binding, intake, flags, &probe) }
             }
             _ => error,
         }
     }
 
-    /// Whether the kernel refuses a flag. Asked about a queue that this socket has not bound: a flag that is
-    /// known is answered with `ENODEV`.
-    fn is_refused(&mut self, binding: &Binding, intake: &mut Intake, flag: ConfigFlags) -> bool {
-        let change = FlagChange { mask: flag, values: flag };
-        let probe = ConfigMessage { flags: Some(change), ..ConfigMessage::new(binding.queue()) };
-        matches!(self.refusal(binding, intake, &probe), Some(Errno::EOPNOTSUPP | Errno::EINVAL))
+    /// Makes a refused change of flags tell which. Binding the queue again changes nothing: the kernel looks
+    /// at the flags first and then says `EBUSY`.
+    pub(crate) fn explain_flags(
+        &mut self,
+        binding: &Binding,
+        intake: &mut Intake,
+        flags: ConfigFlags,
+    ) -> Error {
+        let queue = binding.queue();
+        let probe = ConfigMessage::command(queue, Command::Bind);
+        Error::FlagsRefused { queue, flags: self.refused(binding, intake, flags, &probe) }
+    }
+
+    /// Those of `flags` that the kernel refuses, or all if they cannot be told apart. `probe` is a request
+    /// that a known flag does not make succeed: about a number that this socket has not bound
+    /// (`ENODEV`), or to bind one that it has.
+    fn refused(
+        &mut self,
+        binding: &Binding,
+        intake: &mut Intake,
+        flags: ConfigFlags,
+        probe: &ConfigMessage,
+    ) -> ConfigFlags {
+        let known = flags.iter().fold(ConfigFlags::default(), |all, flag| all | flag);
+        let mut refused = ConfigFlags(flags.0 & !known.0);
+        for flag in known.iter() {
+            let change = FlagChange { mask: flag, values: flag };
+            let probe = ConfigMessage { flags: Some(change), ..*probe };
+            let errno = self.refusal(binding, intake, &probe);
+            if matches!(errno, Some(Errno::EOPNOTSUPP | Errno::EINVAL)) {
+                refused |= flag;
+            }
+        }
+        if refused.is_empty() { flags } else { refused }
     }
 
     fn refusal(
@@ -167,9 +193,10 @@ fn answer(operation: Operation, ack: &Ack<'_>) -> Result<(), Error> {
     if ack.errno() == 0 {
         return Ok(());
     }
-    Err(Error::Refused {
-        operation,
-        errno: Errno::from_raw(ack.errno()),
-        explanation: ack.text().map(str::to_owned),
-    })
+    let errno = Errno::from_raw(ack.errno());
+    if errno == Errno::EPERM && operation != Operation::Bind {
+        // The queue is this socket's own, so that nothing else can be missing.
+        return Err(Error::NoCapability { operation });
+    }
+    Err(Error::Refused { operation, errno, explanation: ack.text().map(str::to_owned) })
 }

@@ -235,6 +235,9 @@ impl<'a> Packet<'a> {
 
     /// Takes the packet out of its batch to be judged later, by any thread. Copies it once, at its exact
     /// size; this is the only operation on a packet that allocates.
+    ///
+    /// Its verdict leaves at once when it is given, so a packet that is retained and judged before its batch
+    /// is committed overtakes the rest of the batch.
     #[must_use = "a retained packet that is dropped gets the queue's default verdict"]
     pub fn retain(self) -> (RetainedPacket, Decided<'a>) {
         let retained = RetainedPacket::new(Arc::clone(self.binding), self.slot, self.buffer);

@@ -104,6 +104,8 @@ impl Queue {
     /// earlier batch cannot be committed; then nothing is received.
     pub fn recv(&mut self, batch: &mut Batch) -> Result<usize, Error> {
         batch.attach(&self.binding)?;
+        // Without waiting, only asking tells whether more has come.
+        self.drained &= !self.nonblocking;
         loop {
             if self.stop.take() {
                 return Err(Error::Stopped);
@@ -128,16 +130,21 @@ impl Queue {
         let mut filled = 0;
         let mut packets = 0;
         let mut received = [Received::default(); RECEIVE_MAX];
+        let sent_before = self.binding.outstanding().sent_before();
+        let mut is_emptied = false;
         while filled < batch.capacity() {
             let count = if let Some(kept) = self.intake.next_kept() {
                 let (_, buffer) = batch.slots_mut().at_mut(filled);
                 received[0] = kept.copy_into(buffer);
                 1
-            } else if self.drained && !self.nonblocking {
+            } else if self.drained {
                 break;
             } else {
                 match self.receive(batch, filled, &mut received) {
-                    Ok(count) => count,
+                    Ok(count) => {
+                        is_emptied = self.drained;
+                        count
+                    }
                     // The packets at hand come first; the error will come again.
                     Err(_) if packets > 0 => break,
                     Err(error) => return Err(error),
@@ -150,11 +157,11 @@ impl Queue {
                 packets += usize::from(self.intake.count(&content, self.binding.outstanding()));
             }
             filled += count;
-            if self.drained {
-                break;
-            }
         }
         self.binding.outstanding().received(packets);
+        if is_emptied {
+            self.binding.outstanding().heard(sent_before);
+        }
         Ok(packets)
     }
 
@@ -191,8 +198,12 @@ impl Queue {
         let wake = self.binding.socket().wait(Some(&self.stop.wake), None);
         match wake.map_err(Error::system(Operation::Receive, "poll"))? {
             Wake::Readable => self.drained = false,
-            // The loop looks at the stop flag, or waits again.
-            Wake::Woken | Wake::Nothing => {}
+            // The loop looks at the stop flag. Reset before that, so that a stop that comes in between
+            // wakes the next wait.
+            Wake::Woken => {
+                let _ = self.stop.wake.read();
+            }
+            Wake::Nothing => {}
         }
         Ok(())
     }
@@ -256,7 +267,7 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] or [`Error::AckTimeout`].
+    /// [`Error::NoCapability`], [`Error::Refused`] or [`Error::AckTimeout`].
     pub fn set_copy_mode(&mut self, copy_mode: CopyMode) -> Result<(), Error> {
         self.configure(&ConfigMessage {
             copy_mode: Some(copy_mode),
@@ -287,7 +298,7 @@ impl Queue {
         let request = ConfigMessage { flags: Some(change), ..ConfigMessage::new(queue) };
         self.configure(&request).map_err(|error| match error {
             Error::Refused { errno: Errno::EOPNOTSUPP | Errno::EINVAL, .. } => {
-                Error::FlagsRefused { queue, flags: change.values }
+                self.control.explain_flags(&self.binding, &mut self.intake, change.values)
             }
             error => error,
         })
@@ -298,7 +309,7 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] or [`Error::AckTimeout`]; the queue is closed all the same when the last batch and
+    /// As [`Queue::set_copy_mode`]; the queue is closed all the same when the last batch and
     /// retained packet is gone.
     pub fn close(mut self) -> Result<(), Error> {
         self.binding.close();
@@ -325,7 +336,9 @@ impl Drop for Queue {
     }
 }
 
-/// Readable when packets wait.
+/// Readable when packets wait in the socket. Those that arrived while the queue was being configured do
+/// not show: after [`Queue::set_copy_mode`] and its like, receive until [`Error::WouldBlock`] before
+/// waiting.
 impl AsFd for Queue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.binding.socket().as_fd()
@@ -371,12 +384,9 @@ impl Stop {
         Ok(Self { requested: AtomicBool::new(false), wake })
     }
 
-    /// Whether a stop was requested since the last call.
+    /// Whether a stop was requested since the last call. The wake-up is left to the next wait: a stop that
+    /// has set its flag may not have written it yet.
     fn take(&self) -> bool {
-        if !self.requested.load(Ordering::SeqCst) {
-            return false;
-        }
-        let _ = self.wake.read();
         self.requested.swap(false, Ordering::SeqCst)
     }
 }

@@ -43,6 +43,14 @@ pub struct Stats {
     pub send_calls: u64,
 }
 
+impl Stats {
+    /// All system calls of the packet path.
+    #[must_use]
+    pub const fn system_calls(&self) -> u64 {
+        self.receive_calls + self.wait_calls + self.send_calls
+    }
+}
+
 /// A verdict that the kernel did not carry out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -85,8 +93,8 @@ impl KernelStats {
     ///
     /// # Errors
     ///
-    /// The file is readable for root of the initial user namespace only: `PermissionDenied` for others.
-    /// `NotFound` where `/proc` is not mounted or the kernel has no `nfnetlink_queue`.
+    /// `PermissionDenied` unless the file's owner may read it: root, and in a user namespace only if its ids
+    /// were mapped before the network namespace was made. `NotFound` where `/proc` is not mounted or the kernel has no `nfnetlink_queue`.
     pub fn read(queue: u16) -> io::Result<Option<Self>> {
         let table = std::fs::read_to_string("/proc/thread-self/net/netfilter/nfnetlink_queue")?;
         Ok(table.lines().filter_map(Self::parse).find(|stats| stats.queue == queue))

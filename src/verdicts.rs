@@ -8,9 +8,18 @@
 //! ones: that is why only one thread at a time receives on a queue (`Queue::recv` takes `&mut
 //! self`). Answered packets are taken off the count after the send; until then the count is too high, which
 //! only forces exact verdicts.
+//!
+//! A verdict can also be refused after it counted as sent, and its packet then still waits: `EPERM`, when
+//! the sending thread lacks the capability. The refusal lies in the socket, behind packets that nobody has
+//! received yet. So cumulative verdicts are sent only by the thread that has sent everything whose
+//! refusals may be unheard, which is how a thread with the capability is kept from judging the packets
+//! of one without. Once a refusal is heard, only exact verdicts are sent. What remains is a thread that
+//! loses the capability and regains it between two commits.
 
 use std::iter::Peekable;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 use netfilterqueue_protocol::attribute;
 use netfilterqueue_protocol::error::EncodeError;
@@ -28,7 +37,31 @@ const HEAD_MAX: usize = 20 + 12 + 8 + attribute::HEADER_LEN;
 pub(crate) struct Outstanding {
     count: AtomicU64,
     exact_only: AtomicBool,
+    unheard: Mutex<Unheard>,
 }
+
+/// Datagrams of verdicts whose refusals, if any, have not been received yet.
+#[derive(Debug, Default)]
+struct Unheard {
+    senders: Senders,
+    /// Datagrams that are being sent right now.
+    in_flight: u32,
+    /// Counts datagrams, so that new ones are noticed.
+    begun: u64,
+}
+
+/// Which threads have sent them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Senders {
+    #[default]
+    None,
+    One(ThreadId),
+    Several,
+}
+
+/// All datagrams that were sent before some moment, for [`Outstanding::heard`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SentBefore(Option<u64>);
 
 impl Outstanding {
     /// Counts packets before anyone can judge them.
@@ -41,14 +74,52 @@ impl Outstanding {
         self.count.fetch_sub(packets as u64, Ordering::SeqCst);
     }
 
-    /// The form that a commit of `unanswered` packets may use: cumulative if they are all there are.
+    /// The form that a commit of `unanswered` packets by this thread may use.
     pub(crate) fn form(&self, unanswered: usize) -> Form {
         let are_all = self.count.load(Ordering::SeqCst) == unanswered as u64;
-        if are_all && !self.exact_only.load(Ordering::SeqCst) {
-            Form::Cumulative
-        } else {
-            Form::Exact
+        let is_trusted = !self.exact_only.load(Ordering::SeqCst);
+        let is_heard = match self.lock().senders {
+            Senders::None => true,
+            Senders::One(thread) => thread == thread::current().id(),
+            Senders::Several => false,
+        };
+        if are_all && is_trusted && is_heard { Form::Cumulative } else { Form::Exact }
+    }
+
+    /// Runs `send`, which hands a datagram of verdicts to the kernel.
+    pub(crate) fn sending<T>(&self, send: impl FnOnce() -> T) -> T {
+        let this = thread::current().id();
+        let mut unheard = self.lock();
+        unheard.senders = match unheard.senders {
+            Senders::None => Senders::One(this),
+            Senders::One(thread) if thread == this => Senders::One(this),
+            Senders::One(_) | Senders::Several => Senders::Several,
+        };
+        unheard.in_flight += 1;
+        unheard.begun += 1;
+        drop(unheard);
+        let sent = send();
+        self.lock().in_flight -= 1;
+        sent
+    }
+
+    /// Notes what has been sent; the kernel's refusals of it wait in the socket now.
+    pub(crate) fn sent_before(&self) -> SentBefore {
+        let unheard = self.lock();
+        SentBefore((unheard.in_flight == 0).then_some(unheard.begun))
+    }
+
+    /// The socket was found empty: the refusals of what was sent before have all been received.
+    pub(crate) fn heard(&self, before: SentBefore) {
+        let mut unheard = self.lock();
+        if before.0 == Some(unheard.begun) {
+            unheard.senders = Senders::None;
         }
+    }
+
+    /// Its data is whole at any moment, so that a panic elsewhere does no harm.
+    fn lock(&self) -> MutexGuard<'_, Unheard> {
+        self.unheard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forbids cumulative verdicts for good: after the kernel refused whole datagrams (`EPERM`), packets

@@ -4,7 +4,7 @@ use netfilterqueue::rules::{Hook, Protocol, Rule, Rules};
 use netfilterqueue::{Batch, Error, NotSent, Queue, RetainedPacket, Verdict};
 use netfilterqueue_netns::Namespace;
 
-use crate::support::{UdpPair, V4, expect_no_packet, queue_udp, receive_exactly};
+use crate::support::{UdpPair, V4, expect_no_packet, judge, queue_udp, receive_exactly};
 use crate::{Test, tests};
 
 pub const TESTS: [Test; 12] = tests![
@@ -81,7 +81,7 @@ fn batch_of_a_closed_queue_says_so_and_is_empty(_: &Namespace) {
     let udp = UdpPair::new(V4);
     udp.send_each(0..3);
     let mut batch = receive_exactly(&mut queue, 3);
-    drop(batch.iter_mut().next().unwrap().accept());
+    batch.iter_mut().next().unwrap().accept();
     queue.close().unwrap();
     assert_eq!(batch.len(), 3);
     let error = batch.commit().unwrap_err();
@@ -145,8 +145,7 @@ fn old_retained_packet_cannot_judge_a_new_one(_: &Namespace) {
     assert!(matches!(not_sent.error, Error::Closed));
     drop((not_sent, unjudged));
     udp.expect_nothing();
-    batch.iter_mut().for_each(|packet| drop(packet.accept()));
-    batch.commit().unwrap();
+    judge(&mut batch, Verdict::Accept);
     assert_eq!(udp.receive_all(2), [[8], [9]]);
     assert_eq!(queue.stats().refused, 0);
 }
@@ -158,7 +157,7 @@ fn old_batch_cannot_judge_a_new_packet(_: &Namespace) {
         let mut queue = Queue::builder(1).on_undecided(Verdict::Accept).bind().unwrap();
         udp.send(&[1]);
         let mut old = receive_exactly(&mut queue, 1);
-        drop(old.iter_mut().next().unwrap().accept());
+        old.iter_mut().next().unwrap().accept();
         udp.send(&[2]);
         (old, receive_exactly(&mut queue, 1))
     };
@@ -168,8 +167,7 @@ fn old_batch_cannot_judge_a_new_packet(_: &Namespace) {
     assert!(matches!(old.commit(), Err(Error::Closed)));
     drop((old, undecided));
     udp.expect_nothing();
-    batch.iter_mut().for_each(|packet| drop(packet.accept()));
-    batch.commit().unwrap();
+    judge(&mut batch, Verdict::Accept);
     assert_eq!(udp.receive_all(2), [[8], [9]]);
 }
 

@@ -12,7 +12,9 @@ use netfilterqueue::{
 use netfilterqueue_netns::Namespace;
 use nix::errno::Errno;
 
-use crate::support::{UdpPair, V4, expect_no_packet, kernel_stats, queue_udp, receive_exactly};
+use crate::support::{
+    UdpPair, V4, expect_no_packet, judge, kernel_stats, queue_udp, receive_exactly,
+};
 use crate::{Test, tests};
 
 pub const TESTS: [Test; 14] = tests![
@@ -38,12 +40,6 @@ fn without_capability<T>(work: impl FnOnce() -> T) -> T {
     let value = work();
     caps::raise(None, CapSet::Effective, Capability::CAP_NET_ADMIN).expect("raised again");
     value
-}
-
-/// Judges all packets of a batch alike.
-fn judge(batch: &mut Batch, verdict: Verdict) {
-    batch.iter_mut().for_each(|packet| drop(packet.verdict(verdict)));
-    batch.commit().expect("the kernel takes the message");
 }
 
 /// Sends a datagram through the queue.
@@ -172,7 +168,8 @@ fn verdicts_without_the_capability_are_reported(_: &Namespace) {
     udp.expect_nothing();
 }
 
-/// The refusal of the first batch waits in the socket while the second batch is committed.
+/// The refusal of the first batch, which a thread without the capability commits, waits in the socket while
+/// the second batch is committed.
 fn unheard_refusals_let_no_wrong_verdict_pass(_: &Namespace) {
     let mut queue = Queue::builder(1).bind().unwrap();
     let _rules = queue_udp(1);
@@ -182,7 +179,9 @@ fn unheard_refusals_let_no_wrong_verdict_pass(_: &Namespace) {
     let mut carried_out = Batch::new(2);
     assert_eq!(queue.recv(&mut refused).unwrap(), 2);
     assert_eq!(queue.recv(&mut carried_out).unwrap(), 2);
-    without_capability(|| judge(&mut refused, Verdict::Drop));
+    std::thread::scope(|scope| {
+        scope.spawn(|| without_capability(|| judge(&mut refused, Verdict::Drop)));
+    });
     judge(&mut carried_out, Verdict::Accept);
     assert_eq!(udp.receive_all(2), [[3], [4]], "the others were to be dropped");
 }
@@ -344,7 +343,8 @@ fn io_errors_have_a_fitting_kind(_: &Namespace) {
         let error = io::Error::from(error);
         assert_eq!(error.kind(), kind, "{text}");
         assert_eq!(error.to_string(), text);
-        assert!(error.get_ref().is_some_and(|inner| inner.is::<Error>()), "the error is inside");
+        let inner = error.into_inner().expect("the error is inside");
+        assert!(inner.is::<Error>(), "{inner}");
     }
     let mut queue = Queue::builder(1).nonblocking(true).bind().unwrap();
     let result: io::Result<usize> = queue.recv(&mut Batch::new(1)).map_err(Into::into);

@@ -5,12 +5,15 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use netfilterqueue::{Batch, ConfigFlags, CopyMode, EditError, Error, FlagChange, Queue, Verdict};
+use netfilterqueue::{
+    Batch, ConfigFlags, CopyMode, Decided, EditError, Error, FlagChange, Packet, Queue, StopHandle,
+    Verdict,
+};
 use netfilterqueue_netns::Namespace;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::support::{
-    QUIET, SOON, UdpPair, V4, expect_no_packet, queue_udp, receive_exactly, wait_until,
+    QUIET, SOON, UdpPair, V4, expect_no_packet, judge, queue_udp, receive_exactly, wait_until,
 };
 use crate::{Test, tests};
 
@@ -43,6 +46,11 @@ fn configure(queue: &mut Queue, round: u32) {
         _ => queue.set_flags(FlagChange { mask: ConfigFlags::UID_GID, values: uid_gid }),
     }
     .expect("configured");
+}
+
+/// For `run`, which cannot take `Packet::accept` itself: that is not generic over the lifetime.
+fn accept(packet: Packet<'_>) -> Decided<'_> {
+    packet.accept()
 }
 
 /// Accepts all packets of the batch and returns their ids.
@@ -246,8 +254,7 @@ fn batches_of_several_threads_keep_their_verdicts(_: &Namespace) {
     // The later packets are dropped first, and by another thread: a cumulative verdict would take the
     // earlier ones along.
     thread::spawn(move || {
-        second.iter_mut().for_each(|packet| drop(packet.verdict(Verdict::Drop)));
-        second.commit().unwrap();
+        judge(&mut second, Verdict::Drop);
     })
     .join()
     .unwrap();
@@ -262,7 +269,7 @@ fn stop_wakes_a_blocked_run(_: &Namespace) {
     let udp = UdpPair::new(V4);
     let stop = queue.stop_handle();
     thread::scope(|scope| {
-        let run = scope.spawn(|| queue.run(|packet| packet.accept()));
+        let run = scope.spawn(|| queue.run(accept));
         udp.send(&[1]);
         assert_eq!(udp.receive(), [1]);
         thread::sleep(QUIET);
@@ -316,14 +323,14 @@ fn stop_handles_are_equal_and_outlive_the_queue(_: &Namespace) {
     let handles = [queue.stop_handle(), queue.stop_handle(), queue.stop_handle().clone()];
     for handle in handles.clone() {
         thread::scope(|scope| {
-            let run = scope.spawn(|| queue.run(|packet| packet.accept()));
+            let run = scope.spawn(|| queue.run(accept));
             scope.spawn(move || handle.stop());
             wait_until("the end of run", || run.is_finished());
             run.join().unwrap().unwrap();
         });
     }
     drop(queue);
-    handles.iter().for_each(|handle| handle.stop());
+    handles.iter().for_each(StopHandle::stop);
     let result = other.recv(&mut Batch::new(1));
     assert!(matches!(result, Err(Error::WouldBlock)), "the other queue was not meant: {result:?}");
 }

@@ -7,12 +7,15 @@
 //! The main function is our own because a user namespace can only be entered while the process has one
 //! thread, which cargo's test harness does not offer.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod captures;
+mod closing;
+mod errors;
 mod lifecycle;
 mod parity;
 mod performance;
+mod pressure;
 mod rules;
 mod support;
 mod verdicts;
@@ -54,6 +57,9 @@ fn main() -> ExitCode {
         &verdicts::TESTS[..],
         &captures::TESTS[..],
         &lifecycle::TESTS[..],
+        &closing::TESTS[..],
+        &pressure::TESTS[..],
+        &errors::TESTS[..],
         &parity::TESTS[..],
         &performance::TESTS[..],
         &rules::TESTS[..],

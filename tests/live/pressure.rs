@@ -8,7 +8,7 @@ use netfilterqueue_netns::Namespace;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
-use crate::support::{UdpPair, V4, kernel_stats, queue_udp, receive_exactly};
+use crate::support::{UdpPair, V4, judge, kernel_stats, queue_udp, receive_exactly};
 use crate::{Test, tests};
 
 pub const TESTS: [Test; 12] = tests![
@@ -156,8 +156,7 @@ fn receive_with_one_too_long(queue: &mut Queue, udp: &UdpPair, between: impl FnO
     let shown: Vec<_> =
         batch.iter_mut().map(|packet| (packet.id(), packet.payload()[28])).collect();
     assert_eq!(shown, [(1, 1), (3, 3)], "the long one is not shown");
-    batch.iter_mut().for_each(|packet| drop(packet.accept()));
-    batch.commit().unwrap();
+    judge(&mut batch, Verdict::Accept);
     let stats = queue.stats();
     assert_eq!((stats.truncated, stats.malformed, stats.lost), (1, 0, 0));
     assert_eq!((stats.received, stats.answered, stats.held), (3, 3, 0));
@@ -264,8 +263,7 @@ fn forged_packet_is_discarded(_: &Namespace) {
     let shown: Vec<_> =
         batch.iter_mut().map(|packet| (packet.id(), packet.payload().len())).collect();
     assert_eq!(shown, [(1, 29), (2, 29)]);
-    batch.iter_mut().for_each(|packet| drop(packet.accept()));
-    batch.commit().unwrap();
+    judge(&mut batch, Verdict::Accept);
     assert_eq!(udp.receive_all(2), [[1], [2]]);
     // Also where the queue waits for an answer of the kernel.
     forge(&queue, NFQNL_MSG_PACKET, 0, &forged_packet(1, 3));

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use netfilterqueue::rules::{Hook, InstalledRules, Protocol, Rule, Rules};
-use netfilterqueue::{Batch, Error, Queue};
+use netfilterqueue::{Batch, Error, KernelStats, Queue, Verdict};
 
 pub const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 pub const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
@@ -98,6 +98,14 @@ pub fn receive_exactly(queue: &mut Queue, count: usize) -> Batch {
     batch
 }
 
+/// Judges all packets of a batch alike.
+pub fn judge(batch: &mut Batch, verdict: Verdict) {
+    for packet in &mut *batch {
+        packet.verdict(verdict);
+    }
+    batch.commit().expect("the kernel takes the message");
+}
+
 /// Asserts that no packet comes through the queue.
 pub fn expect_no_packet(queue: &mut Queue) {
     std::thread::sleep(QUIET);
@@ -119,5 +127,17 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(Instant::now() < deadline, "{what} did not happen within {SOON:?}");
         std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The kernel's counters of a queue, which only root of the initial user namespace may read.
+pub fn kernel_stats(number: u16) -> Option<KernelStats> {
+    match KernelStats::read(number) {
+        Ok(stats) => Some(stats.expect("the queue is bound")),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            eprintln!("the kernel's counters are not compared: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
     }
 }

@@ -1,0 +1,1 @@
+//! Holds the benchmarks; see `cargo bench -p netfilterqueue-benches`.
