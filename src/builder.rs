@@ -60,8 +60,11 @@ impl QueueBuilder {
         self.flag(ConfigFlags::FAIL_OPEN, yes)
     }
 
-    /// Whether TCP and UDP super-packets of up to 64 KiB come whole. Default: yes, which makes bulk TCP about
-    /// ten times faster; `false` gives packets as they are on the wire. Since 3.10.
+    /// Whether TCP and UDP super-packets come whole. Default: yes, which makes bulk TCP about ten times faster;
+    /// `false` gives packets as they are on the wire. Since 3.10.
+    ///
+    /// They are usually up to 64 KiB long, and longer on loopback and with BIG TCP. Of one above 65,531
+    /// bytes only the start is copied: it can be judged but not edited.
     pub fn gso(self, yes: bool) -> Self {
         self.flag(ConfigFlags::GSO, yes)
     }

@@ -176,7 +176,7 @@ pub enum EditError {
     /// Only a part of the packet was copied: sending it back would cut the packet.
     #[error(
         "only {copied} of the packet's {full} bytes were copied, so sending it back would cut it; \
-         raise the copy range"
+         raise the copy range, or turn GSO off for packets above 65,531 bytes"
     )]
     Truncated {
         /// Bytes that were copied.
@@ -190,6 +190,15 @@ pub enum EditError {
     /// The new payload is empty: the kernel would drop the packet.
     #[error("an empty payload would drop the packet; say so with Verdict::Drop")]
     Empty,
+    /// The new payload ends before the transport header of the original packet: kernels before 5.19 crash
+    /// on it (CVE-2022-36946), later ones drop the packet.
+    #[error("a payload of {len} bytes ends within the network header, which takes {min}")]
+    TooShort {
+        /// Its length in bytes.
+        len: usize,
+        /// Length of the original network header in bytes.
+        min: usize,
+    },
     /// The new payload is longer than what can be sent back.
     #[error("a payload of {len} bytes cannot be sent back, at most {max}")]
     TooLong {

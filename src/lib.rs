@@ -24,6 +24,8 @@ pub use netfilterqueue_protocol as protocol;
 pub use netfilterqueue_protocol::config::{ConfigFlags, CopyMode, FlagChange};
 pub use netfilterqueue_protocol::packet::{SkbInfo, Timestamp, Vlan};
 pub use netfilterqueue_protocol::verdict::Verdict;
+/// The kernel's error numbers, as [`Error`] and [`Refusal`] carry them.
+pub use nix::errno::Errno;
 
 pub use batch::{Batch, Packets};
 pub use builder::QueueBuilder;

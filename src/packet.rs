@@ -10,7 +10,7 @@ use netfilterqueue_protocol::packet::{PacketIndex, PacketMessage, SkbInfo, Times
 use netfilterqueue_protocol::verdict::Verdict;
 
 use crate::binding::Binding;
-use crate::display;
+use crate::display::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use crate::error::EditError;
 use crate::retained::RetainedPacket;
 use crate::slot::{Edit, Slot};
@@ -273,11 +273,11 @@ impl<'a> Packet<'a> {
     ///
     /// # Errors
     ///
-    /// As [`Packet::payload_mut`]; [`EditError::Empty`] and [`EditError::TooLong`] for a payload that
-    /// cannot be sent back.
+    /// As [`Packet::payload_mut`]; [`EditError::Empty`], [`EditError::TooShort`] and
+    /// [`EditError::TooLong`] for a payload that cannot be sent back.
     pub fn set_payload(&mut self, payload: &[u8]) -> Result<(), EditError> {
         let original = Edit::of_whole(&self.message())?;
-        check_payload(payload)?;
+        check_payload(&self.message(), payload)?;
         // The kernel puts the payload last. Should it ever not be, the new one must not overwrite the
         // attributes behind the old one.
         let message_len = self.slot.index.message_len();
@@ -352,10 +352,23 @@ impl Edit {
     }
 }
 
-pub(crate) fn check_payload(payload: &[u8]) -> Result<(), EditError> {
-    match payload.len() {
+/// Whether the kernel can take `payload` for the packet in `message`.
+pub(crate) fn check_payload(message: &PacketMessage<'_>, payload: &[u8]) -> Result<(), EditError> {
+    let len = payload.len();
+    let min = network_header_len(message);
+    match len {
         0 => Err(EditError::Empty),
-        len if len > MAX_VALUE_LEN => Err(EditError::TooLong { len, max: MAX_VALUE_LEN }),
+        _ if len < min => Err(EditError::TooShort { len, min }),
+        _ if len > MAX_VALUE_LEN => Err(EditError::TooLong { len, max: MAX_VALUE_LEN }),
         _ => Ok(()),
+    }
+}
+
+/// Where the transport header starts, without extension headers of IPv6; 0 for other protocols.
+fn network_header_len(message: &PacketMessage<'_>) -> usize {
+    match (message.hw_protocol(), message.payload().first()) {
+        (ETHERTYPE_IPV4, Some(first)) => usize::from(first & 0x0f) * 4,
+        (ETHERTYPE_IPV6, _) => 40,
+        _ => 0,
     }
 }

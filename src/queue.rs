@@ -66,7 +66,8 @@ impl Queue {
     /// sends the verdicts of the batch. In non-blocking mode, returns as soon as no packet waits.
     ///
     /// `judge` cannot forget a packet: only [`Packet::accept`], [`Packet::verdict`] and [`Packet::retain`]
-    /// yield the [`Decided`] it must return. Should it panic, the packets it has judged get their
+    /// yield the [`Decided`] it must return. Write it in place or as a function: a closure that is first
+    /// bound to a name is not general enough. Should it panic, the packets it has judged get their
     /// verdicts, and the rest of the batch gets the default verdict.
     ///
     /// # Errors
@@ -94,6 +95,10 @@ impl Queue {
     /// Receives packets into `batch`, as many as wait and fit, and returns how many. Blocks for the first
     /// one only: at most one `poll`, then one `recvmmsg` per 64 packets. What the batch held before is
     /// committed first.
+    ///
+    /// The kernel's refusals of verdicts come along with packets and take up slots of the batch, so that
+    /// fewer packets may be received than wait. Packets that cannot be read (see
+    /// [`Stats::truncated`]) are counted and have their verdict, but iteration does not show them.
     ///
     /// Signals do not end it, and neither does an overrun of the receive buffer, which is counted.
     ///

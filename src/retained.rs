@@ -103,7 +103,7 @@ impl RetainedPacket {
     /// As [`Packet::set_payload`](crate::Packet::set_payload).
     pub fn set_payload(&mut self, payload: &[u8]) -> Result<(), EditError> {
         Edit::of_whole(&self.message())?;
-        check_payload(payload)?;
+        check_payload(&self.message(), payload)?;
         self.edit = RetainedEdit::Replaced(payload.into());
         Ok(())
     }

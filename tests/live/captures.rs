@@ -12,7 +12,7 @@ use netfilterqueue::protocol::packet::PacketMessage;
 use netfilterqueue::rules::{Hook, Protocol, Rule, Rules};
 use netfilterqueue::{CopyMode, Queue, QueueBuilder};
 use netfilterqueue_netns::Namespace;
-use netlink_packet_core::{NetlinkMessage, NetlinkPayload, Nla, NlaBuffer, NlasIterator};
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload, NlaBuffer, NlasIterator};
 
 use crate::support::{SOON, UdpPair, V4, V6, receive_exactly};
 use crate::{Test, tests};

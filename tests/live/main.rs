@@ -11,13 +11,18 @@
 
 mod captures;
 mod closing;
+mod craft;
+mod edits;
 mod errors;
+mod held;
 mod lifecycle;
 mod parity;
 mod performance;
 mod pressure;
 mod rules;
 mod support;
+mod undecided;
+mod uneditable;
 mod verdicts;
 
 use std::process::ExitCode;
@@ -55,6 +60,10 @@ fn main() -> ExitCode {
     }
     let tests: Vec<Test> = [
         &verdicts::TESTS[..],
+        &held::TESTS[..],
+        &undecided::TESTS[..],
+        &edits::TESTS[..],
+        &uneditable::TESTS[..],
         &captures::TESTS[..],
         &lifecycle::TESTS[..],
         &closing::TESTS[..],

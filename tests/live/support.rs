@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use netfilterqueue::rules::{Hook, InstalledRules, Protocol, Rule, Rules};
-use netfilterqueue::{Batch, Error, KernelStats, Queue, Verdict};
+use netfilterqueue::{Batch, Decided, Error, KernelStats, Packet, Queue, StopHandle, Verdict};
 
 pub const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 pub const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
@@ -120,7 +120,34 @@ pub fn expect_no_packet(queue: &mut Queue) {
     queue.set_nonblocking(false);
 }
 
-/// Judges with `judge` in a thread until the guard is dropped, which returns the queue's statistics.
+/// Judges with `judge` in a thread while `work` runs.
+pub fn judge_while<T>(
+    queue: &mut Queue,
+    judge: impl for<'p> FnMut(Packet<'p>) -> Decided<'p> + Send,
+    work: impl FnOnce() -> T,
+) -> T {
+    let stop = StopOnDrop(queue.stop_handle());
+    std::thread::scope(|scope| {
+        let judging = scope.spawn(move || queue.run(judge));
+        let result = {
+            let _stop = stop;
+            work()
+        };
+        judging.join().expect("the judge does not panic").expect("run ends without an error");
+        result
+    })
+}
+
+/// Ends a `run` also when the test fails meanwhile.
+struct StopOnDrop(StopHandle);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Waits until `condition` holds; panics if that takes too long.
 #[track_caller]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + SOON;
