@@ -95,6 +95,8 @@ impl Socket {
     /// Asks for a receive buffer of `bytes`, beyond the host's limit where that is permitted
     /// (`SO_RCVBUFFORCE` needs `CAP_NET_ADMIN` in the initial user namespace), else up to it.
     pub(crate) fn grow_receive_buffer(&self, bytes: usize) -> Result<(), Error> {
+        // The option is an `int`, to which nix cuts the number down.
+        let bytes = bytes.min(i32::MAX as usize);
         setsockopt(&self.fd, RcvBufForce, &bytes)
             .or_else(|_| setsockopt(&self.fd, RcvBuf, &bytes))
             .map_err(Error::system(Operation::Open, "setsockopt(SO_RCVBUF)"))

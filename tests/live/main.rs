@@ -31,6 +31,7 @@ use std::thread;
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use netfilterqueue::rules::{Hook, Rule, Rules};
 use netfilterqueue_netns::{Namespace, enter_user_namespace};
 
 /// A test that hangs is ended as failed after this long.
@@ -48,6 +49,9 @@ macro_rules! tests {
 pub(crate) use tests;
 
 fn main() -> ExitCode {
+    if std::env::var_os(rules::HOLD_RULES).is_some() {
+        return rules::hold_rules();
+    }
     let arguments = Arguments::from_args();
     let obstacle = enter_user_namespace().and_then(|()| Namespace::new().map(drop)).err();
     let is_required = std::env::var_os("NETFILTERQUEUE_REQUIRE_LIVE").is_some_and(|v| v == "1");
@@ -57,6 +61,9 @@ fn main() -> ExitCode {
             eprintln!("NETFILTERQUEUE_REQUIRE_LIVE is set, so that is a failure");
             return ExitCode::FAILURE;
         }
+    }
+    if obstacle.is_none() {
+        load_modules();
     }
     let tests: Vec<Test> = [
         &verdicts::TESTS[..],
@@ -79,6 +86,18 @@ fn main() -> ExitCode {
         Trial::test(name, move || run(test)).with_ignored_flag(obstacle.is_some())
     });
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+/// Lets the kernel load its modules before tests do so in parallel: busybox's `modprobe` does not wait for
+/// a module that is just being loaded, and whoever is second is told that there is none.
+fn load_modules() {
+    let namespace = Namespace::new().expect("a namespace");
+    let _ = namespace.veth("left", &namespace, "right");
+    namespace.run(|| {
+        // What does not work here is for the tests to report.
+        let _ = netfilterqueue::Queue::builder(0).bind();
+        let _ = Rules::new(Hook::Input).rule(Rule::queue(0).mark_masked(0, 1)).install();
+    });
 }
 
 /// Runs a test in its namespace, within its time.

@@ -1,10 +1,12 @@
 //! Sockets, rules and waiting, as most tests need them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use netfilterqueue::rules::{Hook, InstalledRules, Protocol, Rule, Rules};
 use netfilterqueue::{Batch, Decided, Error, KernelStats, Packet, Queue, StopHandle, Verdict};
+use netfilterqueue_netns::Namespace;
 
 pub const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 pub const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
@@ -33,9 +35,20 @@ pub struct UdpPair {
 
 impl UdpPair {
     pub fn new(address: IpAddr) -> Self {
-        let receiver = UdpSocket::bind((address, 0)).expect("a receiver");
+        let bind = || UdpSocket::bind((address, 0)).expect("a socket");
+        Self::connect(bind(), bind())
+    }
+
+    /// From an address in one namespace to an address in another.
+    pub fn between(from: (&Namespace, IpAddr), to: (&Namespace, IpAddr)) -> Self {
+        let bind = |(namespace, address): (&Namespace, IpAddr)| {
+            namespace.run(|| UdpSocket::bind((address, 0)).expect("a socket"))
+        };
+        Self::connect(bind(from), bind(to))
+    }
+
+    fn connect(sender: UdpSocket, receiver: UdpSocket) -> Self {
         receiver.set_read_timeout(Some(SOON)).expect("a timeout");
-        let sender = UdpSocket::bind((address, 0)).expect("a sender");
         sender.connect(receiver.local_addr().expect("an address")).expect("connected");
         Self { sender, receiver }
     }
@@ -145,6 +158,130 @@ impl Drop for StopOnDrop {
     fn drop(&mut self) {
         self.0.stop();
     }
+}
+
+/// A queue whose packets a thread judges, until it is finished or dropped.
+pub struct Judging {
+    stop: StopHandle,
+    thread: Option<JoinHandle<Queue>>,
+}
+
+impl Judging {
+    pub fn start<F>(mut queue: Queue, judge: F) -> Self
+    where
+        F: for<'p> FnMut(Packet<'p>) -> Decided<'p> + Send + 'static,
+    {
+        let stop = queue.stop_handle();
+        let thread = std::thread::spawn(move || {
+            queue.run(judge).expect("the queue works");
+            queue
+        });
+        Self { stop, thread: Some(thread) }
+    }
+
+    /// Stops the thread and gives the queue back.
+    pub fn finish(mut self) -> Queue {
+        self.stop.stop();
+        self.thread.take().expect("a thread").join().expect("the thread ends well")
+    }
+}
+
+impl Drop for Judging {
+    fn drop(&mut self) {
+        self.stop.stop();
+    }
+}
+
+pub const CLIENT_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 0, 2));
+pub const CLIENT_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 2));
+pub const SERVER_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 2, 0, 2));
+pub const SERVER_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd02, 0, 0, 0, 0, 0, 0, 2));
+/// The router's addresses on the client's side.
+pub const ROUTER_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 1, 0, 1));
+pub const ROUTER_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 1));
+const ROUTER_RIGHT_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 2, 0, 1));
+const ROUTER_RIGHT_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd02, 0, 0, 0, 0, 0, 0, 1));
+
+/// The two peers of a router, which is the namespace of the test: client, `left` and `right` of the
+/// router, server.
+pub struct Peers {
+    pub client: Namespace,
+    pub server: Namespace,
+}
+
+impl Peers {
+    pub fn of(router: &Namespace) -> Self {
+        router.set_forwarding().expect("a router");
+        let client = Namespace::new().expect("a client");
+        let server = Namespace::new().expect("a server");
+        let left = [(ROUTER_V4, CLIENT_V4, 24), (ROUTER_V6, CLIENT_V6, 64)];
+        let right = [(ROUTER_RIGHT_V4, SERVER_V4, 24), (ROUTER_RIGHT_V6, SERVER_V6, 64)];
+        for (link, peer, addresses) in [("left", &client, left), ("right", &server, right)] {
+            router.veth(link, peer, "eth0").expect("a link");
+            for (near, far, prefix) in addresses {
+                router.add_address(link, near, prefix).expect("an address");
+                peer.add_address("eth0", far, prefix).expect("an address");
+                peer.add_default_route(near).expect("a route");
+            }
+        }
+        Self { client, server }
+    }
+
+    pub fn udp_v4(&self) -> UdpPair {
+        UdpPair::between((&self.client, CLIENT_V4), (&self.server, SERVER_V4))
+    }
+
+    pub fn udp_v6(&self) -> UdpPair {
+        UdpPair::between((&self.client, CLIENT_V6), (&self.server, SERVER_V6))
+    }
+}
+
+/// Where the data of a UDP packet starts: behind an IPv4 header without options or an IPv6 one without
+/// extensions.
+pub fn udp_data_offset(packet: &[u8]) -> usize {
+    8 + if packet[0] >> 4 == 4 { 20 } else { 40 }
+}
+
+pub fn udp_data(packet: &[u8]) -> &[u8] {
+    &packet[udp_data_offset(packet)..]
+}
+
+/// The same UDP packet with other data, lengths and checksums made to fit.
+pub fn with_udp_data(packet: &[u8], data: &[u8]) -> Vec<u8> {
+    let start = udp_data_offset(packet);
+    let udp = start - 8;
+    let mut out = [&packet[..start], data].concat();
+    let length = |bytes: usize| u16::try_from(bytes).expect("a short packet").to_be_bytes();
+    let udp_length = length(out.len() - udp);
+    let addresses = if udp == 20 {
+        let total = length(out.len());
+        out[2..4].copy_from_slice(&total);
+        out[10..12].fill(0);
+        let sum = internet_checksum(&[&out[..20]]);
+        out[10..12].copy_from_slice(&sum);
+        12..20
+    } else {
+        out[4..6].copy_from_slice(&udp_length);
+        8..40
+    };
+    out[udp + 4..udp + 6].copy_from_slice(&udp_length);
+    out[udp + 6..udp + 8].fill(0);
+    let sum = internet_checksum(&[&out[addresses], &[0, 17], &udp_length, &out[udp..]]);
+    // 0 would mean that there is none.
+    let sum = if sum == [0, 0] { [0xff, 0xff] } else { sum };
+    out[udp + 6..udp + 8].copy_from_slice(&sum);
+    out
+}
+
+/// The one's complement sum of 16-bit words; only the last part may have an odd length.
+pub fn internet_checksum(parts: &[&[u8]]) -> [u8; 2] {
+    let words = parts.iter().flat_map(|part| part.chunks(2));
+    let mut sum: u32 =
+        words.map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0))).sum();
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    (!(sum as u16)).to_be_bytes()
 }
 
 /// Waits until `condition` holds; panics if that takes too long.
