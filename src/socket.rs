@@ -84,7 +84,7 @@ impl Socket {
         socket.set_no_enobufs(true).map_err(failed("setsockopt(NETLINK_NO_ENOBUFS)"))?;
         let _ = socket.set_cap_ack(true);
         let _ = socket.set_ext_ack(true);
-        // netlink-sys hands its descriptor over only by `unsafe`; a duplicate is the same socket.
+        // A duplicate is the same socket, and netlink-sys gives its own descriptor away to no safe code.
         let fd = socket.as_fd().try_clone_to_owned().map_err(failed("fcntl(F_DUPFD)"))?;
         let send_buffer =
             getsockopt(&fd, SndBuf).map_err(Error::system(Operation::Open, "getsockopt"))?;

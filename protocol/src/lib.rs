@@ -43,6 +43,8 @@
 //! Most programs want the crate `netfilterqueue`, which owns the socket and gives every packet its
 //! verdict.
 
+#![forbid(unsafe_code)]
+
 pub mod attribute;
 pub mod config;
 pub mod conntrack;
