@@ -29,6 +29,10 @@ pub struct Batch {
 impl Batch {
     /// Makes a batch of `capacity` packets of any size; 0 is taken as 1.
     ///
+    /// # Panics
+    ///
+    /// If that is more memory than the address space holds.
+    ///
     /// It reserves 68 KiB of address space per packet, of which the system backs only what packets have
     /// filled. More than 64 brings no more speed: 64 is the most that one system call receives.
     #[must_use]
@@ -41,7 +45,12 @@ impl Batch {
     /// range and want to use little memory.
     ///
     /// A longer message is cut off; its packet cannot be shown and gets the queue's default verdict,
-    /// which is counted as [`Stats::truncated`](crate::Stats::truncated).
+    /// which is counted as [`Stats::truncated`](crate::Stats::truncated). Below 256 is taken as 256, so
+    /// that packet ids and the kernel's refusals always fit.
+    ///
+    /// # Panics
+    ///
+    /// As [`Batch::new`].
     #[must_use]
     pub fn with_buffer_len(capacity: usize, buffer_len: usize) -> Self {
         let slots = Slots::new(capacity, buffer_len);
@@ -59,12 +68,10 @@ impl Batch {
     /// see [`Queue::take_refusals`](crate::Queue::take_refusals).
     pub fn commit(&mut self) -> Result<(), Error> {
         let Some(binding) = &self.binding else { return Ok(()) };
-        let pending = self.slots.iter().filter(|slot| slot.is_pending()).count();
-        if pending == 0 {
-            return Ok(());
-        }
-        if binding.is_closed() {
+        let pending = self.len();
+        if pending > 0 && binding.is_closed() {
             self.slots.iter_mut().for_each(Slot::clear);
+            self.binding = None;
             return Err(Error::Closed);
         }
         let terms = Terms {
@@ -73,9 +80,12 @@ impl Batch {
             form: binding.outstanding().form(pending),
             limit: binding.socket().send_limit(),
         };
-        commit_slots(&mut self.slots, &mut self.datagram, &terms, |datagram, slots| {
+        commit_slots(&mut self.slots, pending, &mut self.datagram, &terms, |datagram, slots| {
             binding.send(datagram, |at| slots.edited(at))
-        })
+        })?;
+        // An empty batch must not keep the socket of a closed queue open.
+        self.binding = None;
+        Ok(())
     }
 
     /// How many packets have no verdict sent yet, decided or not.
@@ -108,9 +118,7 @@ impl Batch {
             Ok(()) | Err(Error::Closed) => {}
             Err(error) => return Err(error),
         }
-        if !self.binding.as_ref().is_some_and(|own| Arc::ptr_eq(own, binding)) {
-            self.binding = Some(Arc::clone(binding));
-        }
+        self.binding = Some(Arc::clone(binding));
         Ok(())
     }
 
@@ -128,31 +136,36 @@ struct Terms {
     limit: usize,
 }
 
-/// Sends the verdicts of all slots, in as many datagrams as it takes, and clears each slot once its verdict
+/// Sends the verdicts of all `pending` slots, in as many datagrams as it takes, and clears each slot once its verdict
 /// is sent. An error leaves the rest as it was.
 fn commit_slots(
     slots: &mut Slots,
+    pending: usize,
     datagram: &mut Datagram,
     terms: &Terms,
     mut send: impl FnMut(&Datagram, &Slots) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    loop {
+    let mut left = pending;
+    while left > 0 {
         let answers = slots.iter().enumerate();
         let answers = answers.filter_map(|(at, slot)| slot.answer(at, terms.on_undecided));
         datagram.fill(terms.queue, answers, terms.form, terms.limit)?;
-        if datagram.answers() == 0 {
-            return Ok(());
-        }
         send(datagram, slots)?;
+        left -= datagram.answers();
         let pending = slots.iter_mut().filter(|slot| slot.is_pending());
         pending.take(datagram.answers()).for_each(Slot::clear);
     }
+    Ok(())
 }
 
 impl Drop for Batch {
     fn drop(&mut self) {
-        // Nobody is left to tell; what could not be sent is dropped when the queue closes.
-        let _ = self.commit();
+        if self.commit().is_err()
+            && let Some(binding) = &self.binding
+        {
+            let slots = self.slots.iter().enumerate();
+            binding.adopt(slots.filter_map(|(at, slot)| slot.answer(at, binding.on_undecided())));
+        }
     }
 }
 

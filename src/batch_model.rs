@@ -138,7 +138,7 @@ impl Library {
         slot.mark = fate.mark;
         slot.edit = fate.payload.as_ref().map(|payload| {
             buffer[100..100 + payload.len()].copy_from_slice(payload);
-            Edit { start: 100, len: payload.len() }
+            Edit { start: 100, len: payload.len(), min: 0 }
         });
         slot.decide(fate.verdict);
         let payload = fate.payload.filter(|_| fate.verdict != Verdict::Drop);
@@ -187,7 +187,7 @@ impl Library {
             form: self.outstanding.form(pending),
             limit: self.limit,
         };
-        let result = commit_slots(slots, datagram, &terms, |datagram, slots| {
+        let result = commit_slots(slots, pending, datagram, &terms, |datagram, slots| {
             if self.failing_sends > 0 {
                 self.failing_sends -= 1;
                 return Err(Error::WouldBlock);
@@ -403,25 +403,16 @@ fn after_a_refused_datagram_only_exact_verdicts_are_used() {
 }
 
 #[test]
-fn what_another_thread_sent_must_be_heard_first() {
+fn after_a_second_thread_has_sent_only_exact_verdicts_are_used() {
     let outstanding = Outstanding::default();
-    let own = || outstanding.sending(|| ());
-    let other = || std::thread::scope(|scope| scope.spawn(own).join().expect("no panic"));
-    own();
-    assert_eq!(outstanding.form(0), Form::Cumulative, "one's own refusals are one's own affair");
-    other();
-    assert_eq!(outstanding.form(0), Form::Exact);
-    let before = outstanding.sent_before();
-    own();
-    outstanding.heard(before);
-    assert_eq!(outstanding.form(0), Form::Exact, "something was sent meanwhile");
-    outstanding.heard(outstanding.sent_before());
-    assert_eq!(outstanding.form(0), Form::Cumulative);
-    other();
-    assert_eq!(outstanding.form(0), Form::Exact);
-    let during = outstanding.sending(|| outstanding.sent_before());
-    outstanding.heard(during);
-    assert_eq!(outstanding.form(0), Form::Exact, "a send was under way");
+    let form_elsewhere = || {
+        std::thread::scope(|scope| scope.spawn(|| outstanding.form(0)).join().expect("no panic"))
+    };
+    assert_eq!((outstanding.form(0), form_elsewhere()), (Form::Cumulative, Form::Cumulative));
+    outstanding.sending();
+    assert_eq!((outstanding.form(0), form_elsewhere()), (Form::Cumulative, Form::Exact));
+    std::thread::scope(|scope| scope.spawn(|| outstanding.sending()).join().expect("no panic"));
+    assert_eq!((outstanding.form(0), form_elsewhere()), (Form::Exact, Form::Exact));
 }
 
 #[test]

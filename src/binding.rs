@@ -2,12 +2,14 @@
 
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use netfilterqueue_protocol::attribute::MAX_VALUE_LEN;
 use netfilterqueue_protocol::verdict::Verdict;
 
 use crate::error::{Error, Operation};
 use crate::socket::Socket;
-use crate::verdicts::{Datagram, Outstanding, PAYLOADS_MAX};
+use crate::verdicts::{Answer, Datagram, Form, HEAD_MAX, Outstanding, PAYLOADS_MAX};
 
 /// A queue number that this process holds.
 ///
@@ -22,6 +24,8 @@ pub(crate) struct Binding {
     outstanding: Outstanding,
     closed: AtomicBool,
     sent: Sent,
+    /// Answers that could not be sent and whose packets nobody holds any more.
+    orphans: Mutex<Vec<Answer>>,
 }
 
 /// Counters of what was sent, from any thread.
@@ -42,6 +46,7 @@ impl Binding {
             outstanding: Outstanding::default(),
             closed: AtomicBool::new(false),
             sent: Sent::default(),
+            orphans: Mutex::default(),
         }
     }
 
@@ -56,6 +61,11 @@ impl Binding {
     /// The verdict of packets that nobody decided about.
     pub(crate) const fn on_undecided(&self) -> Verdict {
         self.on_undecided
+    }
+
+    /// The longest payload that a verdict can carry, with up to three bytes of padding.
+    pub(crate) fn payload_max(&self) -> usize {
+        self.socket.send_limit().saturating_sub(HEAD_MAX + 3).min(MAX_VALUE_LEN)
     }
 
     pub(crate) const fn outstanding(&self) -> &Outstanding {
@@ -95,14 +105,42 @@ impl Binding {
             start = gap.at;
         }
         parts[used] = IoSlice::new(&datagram.heads()[start..]);
-        self.outstanding
-            .sending(|| self.socket.send(&parts[..=used]))
-            .map_err(Error::system(Operation::Verdict, "sendmsg"))?;
+        self.outstanding.sending();
+        self.socket.send(&parts[..=used]).map_err(Error::system(Operation::Verdict, "sendmsg"))?;
         self.outstanding.answered(datagram.answers());
         self.sent.calls.fetch_add(1, Ordering::Relaxed);
         self.sent.answered.fetch_add(datagram.answers() as u64, Ordering::Relaxed);
         self.sent.exact.fetch_add(datagram.exact(), Ordering::Relaxed);
         self.sent.cumulative.fetch_add(datagram.cumulative(), Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Takes over answers that could not be sent, for [`Binding::send_orphans`]. An edited payload is gone with
+    /// its packet, so an answer with one becomes the default verdict.
+    pub(crate) fn adopt(&self, answers: impl Iterator<Item = Answer>) {
+        self.orphans().extend(answers.map(|answer| match answer.payload_len {
+            None => answer,
+            Some(_) => {
+                Answer { verdict: self.on_undecided, mark: None, payload_len: None, ..answer }
+            }
+        }));
+    }
+
+    /// Tries again to send what nobody else can. What fails stays for the next time.
+    pub(crate) fn send_orphans(&self) {
+        let mut orphans = self.orphans();
+        let mut datagram = Datagram::default();
+        while !orphans.is_empty() {
+            let answers = orphans.iter().copied();
+            let filled = datagram.fill(self.queue, answers, Form::Exact, self.socket.send_limit());
+            if filled.is_err() || self.send(&datagram, |_| &[]).is_err() {
+                return;
+            }
+            orphans.drain(..datagram.answers());
+        }
+    }
+
+    fn orphans(&self) -> MutexGuard<'_, Vec<Answer>> {
+        self.orphans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -7,7 +7,7 @@ use crate::binding::Binding;
 use crate::control::Control;
 use crate::error::{Error, Operation};
 use crate::intake::Intake;
-use crate::queue::Queue;
+use crate::queue::{Queue, Stop};
 use crate::socket::Socket;
 
 /// What a queue should be like. Made by [`Queue::builder`].
@@ -48,7 +48,7 @@ impl QueueBuilder {
     }
 
     /// Most packets that the kernel holds without a verdict before it drops new ones. Default: 1,024.
-    /// Kernels since the end of 2025 stop at 65,536 whatever is asked for.
+    /// Kernels since January 2026 (7.0, 6.19.4, 6.18.14, 6.12.75) stop at 65,536 whatever is asked for.
     pub const fn max_len(mut self, packets: u32) -> Self {
         self.max_len = packets;
         self
@@ -121,6 +121,7 @@ impl QueueBuilder {
     /// [`Error::QueueTaken`], [`Error::NoCapability`], [`Error::NoQueueSupport`],
     /// [`Error::FlagsRefused`], or what the kernel says otherwise.
     pub fn bind(self) -> Result<Queue, Error> {
+        let stop = Stop::new()?;
         let socket = Socket::open()?;
         socket.grow_receive_buffer(self.receive_buffer)?;
         let binding = Binding::new(socket, self.number, self.on_undecided);
@@ -134,7 +135,9 @@ impl QueueBuilder {
             ..ConfigMessage::command(self.number, Command::Bind)
         };
         match control.ask(&binding, &mut intake, Operation::Bind, &request) {
-            Ok(()) => Queue::new(binding, control, intake, self.batch_len, self.nonblocking),
+            Ok(()) => {
+                Ok(Queue::new(binding, control, intake, stop, self.batch_len, self.nonblocking))
+            }
             Err(error) => Err(control.explain_bind(&binding, &mut intake, self.flags, error)),
         }
     }

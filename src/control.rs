@@ -44,7 +44,7 @@ impl Control {
         let mut is_repeated = false;
         loop {
             self.send(binding, request).map_err(Error::system(operation, "sendmsg"))?;
-            if let Some(answer) = self.drain(binding, intake, operation, &mut buffer)? {
+            if let Some(answer) = self.drain(binding, intake, operation, &mut buffer, deadline)? {
                 return answer.or_else(|error| match (request.command, &error) {
                     (Some(Command::Bind), Error::Refused { errno: Errno::EBUSY, .. })
                     | (Some(Command::Unbind), Error::Refused { errno: Errno::ENODEV, .. })
@@ -74,22 +74,23 @@ impl Control {
         binding.socket().send(&[IoSlice::new(&datagram)])
     }
 
-    /// Receives until the answer to the last request is found, or nothing waits.
+    /// Receives until the answer to the last request is found, nothing waits, or time is up.
     fn drain(
         &self,
         binding: &Binding,
         intake: &mut Intake,
         operation: Operation,
         buffer: &mut [u8],
+        deadline: Instant,
     ) -> Result<Option<Result<(), Error>>, Error> {
-        loop {
+        while Instant::now() < deadline {
             let mut received = [Received::default()];
             match binding.socket().receive(std::iter::once(&mut *buffer), &mut received) {
                 Ok(0) | Err(Errno::EAGAIN) => return Ok(None),
                 Ok(_) => {}
                 Err(Errno::EINTR) => continue,
                 Err(Errno::ENOBUFS) => {
-                    intake.stats.overruns += 1;
+                    intake.count_overrun(binding.outstanding());
                     continue;
                 }
                 Err(errno) => return Err(Error::system(operation, "recvmmsg")(errno)),
@@ -108,6 +109,7 @@ impl Control {
                 }
             }
         }
+        Ok(None)
     }
 
     fn is_answer(&self, ack: &Ack<'_>) -> bool {
@@ -176,6 +178,7 @@ impl Control {
         if refused.is_empty() { flags } else { refused }
     }
 
+    /// Why the kernel refuses `request`; `None` if it does not.
     fn refusal(
         &mut self,
         binding: &Binding,
@@ -183,8 +186,9 @@ impl Control {
         request: &ConfigMessage,
     ) -> Option<Errno> {
         match self.ask(binding, intake, Operation::Bind, request) {
+            Ok(()) => None,
             Err(Error::Refused { errno, .. }) => Some(errno),
-            _ => None,
+            Err(_) => Some(Errno::UnknownErrno),
         }
     }
 }

@@ -95,6 +95,9 @@ impl Flow {
     fn read_ipv4(payload: &[u8]) -> Option<Self> {
         let header = payload.first_chunk::<20>()?;
         let header_len = usize::from(header[0] & 0x0f) * 4;
+        if header_len < header.len() {
+            return None;
+        }
         let is_first_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x1fff == 0;
         let transport = payload.get(header_len..).filter(|_| is_first_fragment);
         let [source, destination] =

@@ -115,7 +115,7 @@ pub enum Error {
     #[error("the queue was told to stop")]
     Stopped,
     /// The caller gave a verdict for a queue that is closed; the kernel has dropped its packets.
-    #[error("the queue is closed; the kernel has dropped the packets that waited in it")]
+    #[error("the queue is closed; the kernel drops the packets that waited in it")]
     Closed,
     /// A verdict cannot be written.
     #[error("writing a verdict: {0}")]
@@ -153,13 +153,13 @@ impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match &error {
             Error::WouldBlock => io::ErrorKind::WouldBlock,
-            Error::Stopped => io::ErrorKind::Interrupted,
             Error::AckTimeout { .. } => io::ErrorKind::TimedOut,
             Error::QueueTaken { .. } => io::ErrorKind::AddrInUse,
             Error::NoCapability { .. } => io::ErrorKind::PermissionDenied,
             Error::NoQueueSupport | Error::FlagsRefused { .. } | Error::NoRuleSupport => {
                 io::ErrorKind::Unsupported
             }
+            Error::Stopped => io::ErrorKind::Other,
             Error::Closed => io::ErrorKind::NotConnected,
             Error::InvalidRule(_) | Error::Encode(_) => io::ErrorKind::InvalidInput,
             Error::Refused { errno, .. } => Self::from(*errno).kind(),

@@ -91,6 +91,12 @@ impl Intake {
         true
     }
 
+    /// The kernel reported that an answer of its could not be delivered. It may have been a refusal.
+    pub(crate) fn count_overrun(&mut self, outstanding: &Outstanding) {
+        self.stats.overruns += 1;
+        outstanding.distrust();
+    }
+
     fn count_packet(&mut self, id: u32) {
         self.stats.received += 1;
         // Ids are consecutive; the distance is signed because they wrap at 2^32.

@@ -34,3 +34,17 @@ pub use packet::{Decided, Packet};
 pub use queue::{Queue, StopHandle};
 pub use retained::{NotSent, RetainedPacket};
 pub use stats::{KernelStats, Refusal, Stats};
+
+/// What may move to another thread, and what may be used by several.
+const _: () = {
+    const fn send<T: Send>() {}
+    const fn sync<T: Sync>() {}
+    send::<Queue>();
+    send::<Batch>();
+    send::<RetainedPacket>();
+    sync::<RetainedPacket>();
+    send::<StopHandle>();
+    sync::<StopHandle>();
+    send::<Error>();
+    sync::<Error>();
+};

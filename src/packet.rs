@@ -4,7 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use netfilterqueue_protocol::attribute::{Attribute, MAX_VALUE_LEN};
+use netfilterqueue_protocol::attribute::Attribute;
 use netfilterqueue_protocol::conntrack::Conntrack;
 use netfilterqueue_protocol::packet::{PacketIndex, PacketMessage, SkbInfo, Timestamp, Vlan};
 use netfilterqueue_protocol::verdict::Verdict;
@@ -185,7 +185,8 @@ pub(crate) use attribute_accessors;
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Decided<'a> {
-    packet: PhantomData<&'a mut ()>,
+    /// Invariant, so that the proof of one batch's packet does not pass for another's.
+    packet: PhantomData<fn(&'a ()) -> &'a ()>,
 }
 
 /// A packet in a batch, borrowed from the receive buffer.
@@ -234,7 +235,7 @@ impl<'a> Packet<'a> {
     }
 
     /// Takes the packet out of its batch to be judged later, by any thread. Copies it once, at its exact
-    /// size; this is the only operation on a packet that allocates.
+    /// size, which allocates.
     ///
     /// Its verdict leaves at once when it is given, so a packet that is retained and judged before its batch
     /// is committed overtakes the rest of the batch.
@@ -251,17 +252,20 @@ impl<'a> Packet<'a> {
     }
 
     /// The packet's bytes for editing in place, from the network header on. From this call on they are
-    /// sent back with the verdict.
+    /// sent back with the verdict, changed or not.
     ///
-    /// **Lengths and checksums are not corrected yet**: what is written here is what leaves.
+    /// **Lengths and checksums are not corrected yet**: what is written here is what leaves. A packet whose
+    /// checksum is not ready ([`SkbInfo::checksum_not_ready`], common while `gso` is on) is broken by
+    /// being sent back without its whole checksum.
     ///
     /// # Errors
     ///
-    /// [`EditError::NotCopied`] and [`EditError::Truncated`] if the bytes are not the whole packet.
+    /// [`EditError::NotCopied`] and [`EditError::Truncated`] if the bytes are not the whole packet;
+    /// [`EditError::TooLong`] if the socket's send buffer cannot take it.
     pub fn payload_mut(&mut self) -> Result<&mut [u8], EditError> {
         let edit = match self.slot.edit {
             Some(edit) => edit,
-            None => Edit::of_whole(&self.message())?,
+            None => Edit::of_whole(&self.message(), self.binding.payload_max())?,
         };
         self.slot.edit = Some(edit);
         Ok(&mut self.buffer[edit.range()])
@@ -276,20 +280,23 @@ impl<'a> Packet<'a> {
     /// As [`Packet::payload_mut`]; [`EditError::Empty`], [`EditError::TooShort`] and
     /// [`EditError::TooLong`] for a payload that cannot be sent back.
     pub fn set_payload(&mut self, payload: &[u8]) -> Result<(), EditError> {
-        let original = Edit::of_whole(&self.message())?;
-        check_payload(&self.message(), payload)?;
+        let max = self.binding.payload_max();
+        let (original, min) = match self.slot.edit {
+            None => Edit::of_whole(&self.message(), max).map(|edit| (edit.range(), edit.min))?,
+            Some(edit) => (self.slot.index.payload_range().unwrap_or_default(), edit.min),
+        };
+        check_payload(payload.len(), min, max)?;
         // The kernel puts the payload last. Should it ever not be, the new one must not overwrite the
         // attributes behind the old one.
         let message_len = self.slot.index.message_len();
-        let start =
-            if original.start + original.len == message_len { original.start } else { message_len };
-        let max = self.buffer.len() - start;
+        let start = if original.end == message_len { original.start } else { message_len };
+        let max = max.min(self.buffer.len() - start);
         let target = self
             .buffer
             .get_mut(start..start + payload.len())
             .ok_or(EditError::TooLong { len: payload.len(), max })?;
         target.copy_from_slice(payload);
-        self.slot.edit = Some(Edit { start, len: payload.len() });
+        self.slot.edit = Some(Edit { start, len: payload.len(), min });
         Ok(())
     }
 
@@ -341,30 +348,31 @@ impl fmt::Display for Packet<'_> {
 }
 
 impl Edit {
-    /// The original payload, if it is the whole packet.
-    pub(crate) fn of_whole(message: &PacketMessage<'_>) -> Result<Self, EditError> {
+    /// The original payload, if it is the whole packet and can be sent back.
+    pub(crate) fn of_whole(message: &PacketMessage<'_>, max: usize) -> Result<Self, EditError> {
         let range = message.index().payload_range().filter(|range| !range.is_empty());
         let range = range.ok_or(EditError::NotCopied)?;
-        match message.cap_len() {
-            Some(full) => Err(EditError::Truncated { copied: range.len(), full }),
-            None => Ok(Self { start: range.start, len: range.len() }),
+        if let Some(full) = message.cap_len() {
+            return Err(EditError::Truncated { copied: range.len(), full });
         }
+        let min = network_header_len(message);
+        check_payload(range.len(), 0, max)?;
+        Ok(Self { start: range.start, len: range.len(), min })
     }
 }
 
-/// Whether the kernel can take `payload` for the packet in `message`.
-pub(crate) fn check_payload(message: &PacketMessage<'_>, payload: &[u8]) -> Result<(), EditError> {
-    let len = payload.len();
-    let min = network_header_len(message);
+/// Whether a payload of `len` bytes can be sent back.
+pub(crate) const fn check_payload(len: usize, min: usize, max: usize) -> Result<(), EditError> {
     match len {
         0 => Err(EditError::Empty),
         _ if len < min => Err(EditError::TooShort { len, min }),
-        _ if len > MAX_VALUE_LEN => Err(EditError::TooLong { len, max: MAX_VALUE_LEN }),
+        _ if len > max => Err(EditError::TooLong { len, max }),
         _ => Ok(()),
     }
 }
 
-/// Where the transport header starts, without extension headers of IPv6; 0 for other protocols.
+/// Where the transport header of an unedited packet starts, without extension headers of IPv6; 0 for
+/// other protocols.
 fn network_header_len(message: &PacketMessage<'_>) -> usize {
     match (message.hw_protocol(), message.payload().first()) {
         (ETHERTYPE_IPV4, Some(first)) => usize::from(first & 0x0f) * 4,

@@ -33,6 +33,8 @@ pub struct Queue {
     intake: Intake,
     stop: Arc<Stop>,
     batch_len: usize,
+    /// The buffers of [`Queue::run`], kept from one call to the next.
+    batch: Option<Batch>,
     nonblocking: bool,
     /// The last receive call emptied the socket, so that waiting comes first now.
     drained: bool,
@@ -48,18 +50,20 @@ impl Queue {
         binding: Binding,
         control: Control,
         intake: Intake,
+        stop: Stop,
         batch_len: usize,
         nonblocking: bool,
-    ) -> Result<Self, Error> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             binding: Arc::new(binding),
             control,
             intake,
-            stop: Arc::new(Stop::new()?),
+            stop: Arc::new(stop),
             batch_len,
+            batch: None,
             nonblocking,
             drained: false,
-        })
+        }
     }
 
     /// Judges packets until a [`StopHandle`] is used: receives a batch, calls `judge` for each packet, and
@@ -78,11 +82,14 @@ impl Queue {
     where
         F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
     {
-        let mut batch = Batch::new(self.batch_len);
+        let mut batch = self.batch.take().unwrap_or_else(|| Batch::new(self.batch_len));
         loop {
             match self.recv(&mut batch) {
                 Ok(_) => {}
-                Err(Error::Stopped | Error::WouldBlock) => return Ok(()),
+                Err(Error::Stopped | Error::WouldBlock) => {
+                    self.batch = Some(batch);
+                    return Ok(());
+                }
                 Err(error) => return Err(error),
             }
             for packet in &mut batch {
@@ -93,7 +100,7 @@ impl Queue {
     }
 
     /// Receives packets into `batch`, as many as wait and fit, and returns how many. Blocks for the first
-    /// one only: at most one `poll`, then one `recvmmsg` per 64 packets. What the batch held before is
+    /// one only: usually one `poll`, then one `recvmmsg` per 64 packets. What the batch held before is
     /// committed first.
     ///
     /// The kernel's refusals of verdicts come along with packets and take up slots of the batch, so that
@@ -109,6 +116,7 @@ impl Queue {
     /// earlier batch cannot be committed; then nothing is received.
     pub fn recv(&mut self, batch: &mut Batch) -> Result<usize, Error> {
         batch.attach(&self.binding)?;
+        self.binding.send_orphans();
         // Without waiting, only asking tells whether more has come.
         self.drained &= !self.nonblocking;
         loop {
@@ -135,8 +143,6 @@ impl Queue {
         let mut filled = 0;
         let mut packets = 0;
         let mut received = [Received::default(); RECEIVE_MAX];
-        let sent_before = self.binding.outstanding().sent_before();
-        let mut is_emptied = false;
         while filled < batch.capacity() {
             let count = if let Some(kept) = self.intake.next_kept() {
                 let (_, buffer) = batch.slots_mut().at_mut(filled);
@@ -146,10 +152,7 @@ impl Queue {
                 break;
             } else {
                 match self.receive(batch, filled, &mut received) {
-                    Ok(count) => {
-                        is_emptied = self.drained;
-                        count
-                    }
+                    Ok(count) => count,
                     // The packets at hand come first; the error will come again.
                     Err(_) if packets > 0 => break,
                     Err(error) => return Err(error),
@@ -164,9 +167,6 @@ impl Queue {
             filled += count;
         }
         self.binding.outstanding().received(packets);
-        if is_emptied {
-            self.binding.outstanding().heard(sent_before);
-        }
         Ok(packets)
     }
 
@@ -191,7 +191,7 @@ impl Queue {
             }
             Err(Errno::EINTR) => Ok(0),
             Err(Errno::ENOBUFS) => {
-                self.intake.stats.overruns += 1;
+                self.intake.count_overrun(self.binding.outstanding());
                 Ok(0)
             }
             Err(errno) => Err(Error::system(Operation::Receive, "recvmmsg")(errno)),
@@ -247,7 +247,7 @@ impl Queue {
 
     /// The netlink port id of the queue's socket, which `/proc/net/netfilter/nfnetlink_queue` shows.
     #[must_use]
-    pub fn port(&self) -> u32 {
+    pub fn port_id(&self) -> u32 {
         self.binding.socket().port()
     }
 
@@ -317,9 +317,10 @@ impl Queue {
     /// As [`Queue::set_copy_mode`]; the queue is closed all the same when the last batch and
     /// retained packet is gone.
     pub fn close(mut self) -> Result<(), Error> {
-        self.binding.close();
         let unbind = self.unbind_request();
-        self.control.ask(&self.binding, &mut self.intake, Operation::Unbind, &unbind)
+        self.control.ask(&self.binding, &mut self.intake, Operation::Unbind, &unbind)?;
+        self.binding.close();
+        Ok(())
     }
 
     fn configure(&mut self, request: &ConfigMessage) -> Result<(), Error> {
@@ -368,7 +369,8 @@ impl StopHandle {
     /// Makes the queue's [`Queue::run`] return, or its next [`Queue::recv`] fail with [`Error::Stopped`],
     /// once. A batch in progress is finished first.
     ///
-    /// It stores a flag and writes to an eventfd, both of which are safe in a signal handler.
+    /// It stores a flag and writes to an eventfd, both of which are safe in a signal handler (which should
+    /// preserve `errno`, as always).
     pub fn stop(&self) {
         self.stop.requested.store(true, Ordering::SeqCst);
         // It fails only if the counter is full, and then the queue is awake anyway.
@@ -377,13 +379,13 @@ impl StopHandle {
 }
 
 #[derive(Debug)]
-struct Stop {
+pub(crate) struct Stop {
     requested: AtomicBool,
     wake: EventFd,
 }
 
 impl Stop {
-    fn new() -> Result<Self, Error> {
+    pub(crate) fn new() -> Result<Self, Error> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = EventFd::from_flags(flags).map_err(Error::system(Operation::Open, "eventfd"))?;
         Ok(Self { requested: AtomicBool::new(false), wake })

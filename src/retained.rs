@@ -26,6 +26,8 @@ pub struct RetainedPacket {
     message: Box<[u8]>,
     mark: Option<u32>,
     edit: RetainedEdit,
+    /// As [`Edit::min`], once the packet is edited.
+    min: Option<usize>,
     answered: bool,
 }
 
@@ -47,7 +49,8 @@ impl RetainedPacket {
             Some(edit) if edit.range().end <= message.len() => RetainedEdit::InPlace(edit),
             Some(edit) => RetainedEdit::Replaced(buffer[edit.range()].into()),
         };
-        Self { binding, index, message, mark: slot.mark, edit, answered: false }
+        let (mark, min) = (slot.mark, slot.edit.map(|edit| edit.min));
+        Self { binding, index, message, mark, edit, min, answered: false }
     }
 
     /// Accepts the packet, with its mark and edits: one `sendmsg`.
@@ -87,7 +90,8 @@ impl RetainedPacket {
     /// As [`Packet::payload_mut`](crate::Packet::payload_mut).
     pub fn payload_mut(&mut self) -> Result<&mut [u8], EditError> {
         if matches!(self.edit, RetainedEdit::None) {
-            self.edit = RetainedEdit::InPlace(Edit::of_whole(&self.message())?);
+            let edit = Edit::of_whole(&self.message(), self.binding.payload_max())?;
+            (self.edit, self.min) = (RetainedEdit::InPlace(edit), Some(edit.min));
         }
         Ok(match &mut self.edit {
             RetainedEdit::Replaced(payload) => payload,
@@ -102,9 +106,13 @@ impl RetainedPacket {
     ///
     /// As [`Packet::set_payload`](crate::Packet::set_payload).
     pub fn set_payload(&mut self, payload: &[u8]) -> Result<(), EditError> {
-        Edit::of_whole(&self.message())?;
-        check_payload(&self.message(), payload)?;
-        self.edit = RetainedEdit::Replaced(payload.into());
+        let max = self.binding.payload_max();
+        let min = match self.min {
+            Some(min) => min,
+            None => Edit::of_whole(&self.message(), max)?.min,
+        };
+        check_payload(payload.len(), min, max)?;
+        (self.edit, self.min) = (RetainedEdit::Replaced(payload.into()), Some(min));
         Ok(())
     }
 
@@ -161,8 +169,12 @@ impl RetainedPacket {
 impl Drop for RetainedPacket {
     fn drop(&mut self) {
         if !self.answered {
-            // A closed queue has dropped its packets, and for another failure there is no one to tell.
-            let _ = self.send(self.binding.on_undecided(), false);
+            let verdict = self.binding.on_undecided();
+            if self.send(verdict, false).is_err() {
+                let answer =
+                    Answer { id: self.id(), verdict, mark: None, payload_len: None, slot: 0 };
+                self.binding.adopt(std::iter::once(answer));
+            }
         }
     }
 }

@@ -14,6 +14,10 @@ use crate::verdicts::Answer;
 /// conntrack entry) with plenty to spare.
 pub(crate) const WHOLE_PACKET_LEN: usize = 65_536 + 4_096;
 
+/// Room for what must always be readable: a packet's id, and the kernel's answer to a request with its
+/// explanation.
+const BUFFER_LEN_MIN: usize = 256;
+
 /// Distance between buffers beyond their length. Buffers a multiple of 4 KiB apart would all start in the
 /// same few sets of the processor's caches; three lines more spread them over all sets.
 const STRIDE_EXTRA: usize = 192;
@@ -48,6 +52,8 @@ pub(crate) struct Slot {
 pub(crate) struct Edit {
     pub(crate) start: usize,
     pub(crate) len: usize,
+    /// The shortest payload that the kernel can take: the original packet's network header.
+    pub(crate) min: usize,
 }
 
 impl Edit {
@@ -163,10 +169,14 @@ pub(crate) struct Slots {
 impl Slots {
     pub(crate) fn new(count: usize, buffer_len: usize) -> Self {
         let count = count.max(1);
-        let stride = buffer_len.next_multiple_of(64) + STRIDE_EXTRA;
+        let buffer_len = buffer_len.max(BUFFER_LEN_MIN);
+        let stride = buffer_len.checked_next_multiple_of(64);
+        let stride = stride.and_then(|stride| stride.checked_add(STRIDE_EXTRA));
+        let stride = stride.expect("buffers longer than the address space");
+        let total = stride.checked_mul(count).expect("more buffers than the address space holds");
         Self {
             slots: vec![Slot::default(); count].into(),
-            memory: vec![0; count * stride],
+            memory: vec![0; total],
             stride,
             buffer_len,
         }

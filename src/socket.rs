@@ -4,13 +4,14 @@ use std::array;
 use std::cell::RefCell;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::thread;
 use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
-use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, SndBuf};
+use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, SndBuf, SndBufForce};
 use nix::sys::socket::{
     MsgFlags, MultiHeaders, NetlinkAddr, getsockopt, recvmmsg, sendmsg, setsockopt,
 };
@@ -23,6 +24,13 @@ pub(crate) const RECEIVE_MAX: usize = 64;
 /// The kernel adds this much to a datagram before it compares with `SO_SNDBUF`
 /// (`SKB_WITH_OVERHEAD` in `netlink_sendmsg`: length above `sk_sndbuf - 32` is `EMSGSIZE`).
 const SEND_OVERHEAD: usize = 32;
+
+/// Asked for where the host's default is less: room for an edited packet of the greatest length.
+const SEND_BUFFER: usize = 128 << 10;
+
+/// How often and after how long a datagram is sent again for which the kernel had no memory.
+const SEND_RETRIES: u32 = 50;
+const SEND_RETRY_AFTER: Duration = Duration::from_millis(1);
 
 /// The port id of the kernel itself.
 const KERNEL_PORT: u32 = 0;
@@ -86,6 +94,11 @@ impl Socket {
         let _ = socket.set_ext_ack(true);
         // A duplicate is the same socket, and netlink-sys gives its own descriptor away to no safe code.
         let fd = socket.as_fd().try_clone_to_owned().map_err(failed("fcntl(F_DUPFD)"))?;
+        if getsockopt(&fd, SndBuf).is_ok_and(|bytes| bytes < SEND_BUFFER) {
+            // What cannot be had here only makes datagrams shorter.
+            let _ = setsockopt(&fd, SndBufForce, &SEND_BUFFER)
+                .or_else(|_| setsockopt(&fd, SndBuf, &SEND_BUFFER));
+        }
         let send_buffer =
             getsockopt(&fd, SndBuf).map_err(Error::system(Operation::Open, "getsockopt"))?;
         let send_limit = send_buffer.saturating_sub(SEND_OVERHEAD);
@@ -125,7 +138,20 @@ impl Socket {
         buffers: impl Iterator<Item = &'a mut [u8]>,
         received: &mut [Received],
     ) -> nix::Result<usize> {
-        HEADERS.with_borrow_mut(|headers| self.receive_with(headers, buffers, received))
+        let mut buffers = Some(buffers);
+        let shared = HEADERS.try_with(|headers| {
+            let buffers = buffers.take()?;
+            Some(self.receive_with(&mut headers.borrow_mut(), buffers, received))
+        });
+        match (shared, buffers) {
+            (Ok(Some(result)), _) => result,
+            // The thread is ending and its headers are gone before what still wants to receive.
+            (_, Some(buffers)) => {
+                let mut headers = MultiHeaders::preallocate(RECEIVE_MAX, None);
+                self.receive_with(&mut headers, buffers, received)
+            }
+            (_, None) => Err(Errno::EAGAIN),
+        }
     }
 
     fn receive_with<'a>(
@@ -162,14 +188,20 @@ impl Socket {
     /// Sends one datagram, gathered from `parts`, to the kernel: one `sendmsg`.
     ///
     /// The address is explicit: without one the kernel would also check the capability of whoever
-    /// opened the socket.
+    /// opened the socket. When the kernel has no memory for it (`ENOBUFS`), it is sent again for up to 50
+    /// ms.
     pub(crate) fn send(&self, parts: &[IoSlice<'_>]) -> nix::Result<()> {
         let kernel = NetlinkAddr::new(KERNEL_PORT, 0);
+        let mut retries = SEND_RETRIES;
         loop {
             match sendmsg(self.fd.as_raw_fd(), parts, &[], MsgFlags::empty(), Some(&kernel)) {
                 // A netlink datagram is taken whole or not at all.
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
+                Err(Errno::ENOBUFS | Errno::ENOMEM) if retries > 0 => {
+                    retries -= 1;
+                    thread::sleep(SEND_RETRY_AFTER);
+                }
                 Err(errno) => return Err(errno),
             }
         }

@@ -10,8 +10,8 @@ use nix::errno::Errno;
 pub struct Stats {
     /// Packets that were received, unreadable ones included.
     pub received: u64,
-    /// Packets that the kernel counted and could not deliver, because the socket's receive buffer was
-    /// full: gaps in the packet ids. The kernel has dropped them, or accepted them if the queue fails
+    /// Packets that the kernel counted and could not deliver, nearly always because the socket's receive buffer
+    /// was full: gaps in the packet ids. The kernel has dropped them, or accepted them if the queue fails
     /// open.
     pub lost: u64,
     /// Packets longer than the batch's buffers. They got the default verdict.
@@ -33,7 +33,8 @@ pub struct Stats {
     /// Verdicts that the kernel refused, as far as its answers have been received; see
     /// [`Queue::take_refusals`](crate::Queue::take_refusals). A cumulative one counts once.
     pub refused: u64,
-    /// Times that the kernel reported an overrun of the receive buffer (`ENOBUFS`).
+    /// Times that the kernel reported an answer of its as lost (`ENOBUFS`). Lost packets are not reported
+    /// this way: they count as [`Stats::lost`].
     pub overruns: u64,
     /// System calls that received (`recvmmsg`).
     pub receive_calls: u64,
@@ -61,7 +62,7 @@ pub struct Refusal {
     pub cumulative: bool,
     /// The kernel's reason. `ENOENT` is normal: the packet was flushed, because a firewall rule set
     /// changed or a device went down. `EPERM`: the program has lost `CAP_NET_ADMIN`, and the packet
-    /// still waits.
+    /// still waits; the kernel says so once for a whole datagram, and names its first packet.
     pub errno: Errno,
 }
 
@@ -72,14 +73,15 @@ pub struct KernelStats {
     /// The queue number.
     pub queue: u16,
     /// Port id of the socket that has bound it.
-    pub peer_port: u32,
+    pub peer_port_id: u32,
     /// Packets that wait for a verdict now.
     pub waiting: u32,
     /// Copy mode: 1 META, 2 PACKET.
     pub copy_mode: u8,
     /// Bytes copied of each packet.
     pub copy_range: u32,
-    /// Packets dropped because the queue was full. They have no id.
+    /// Packets dropped because the queue was full. They have no id, except those dropped by the limit of 65,536
+    /// packets, whose ids are missing.
     pub queue_dropped: u32,
     /// Packets dropped because the socket's receive buffer was full. They leave a gap in the ids.
     pub user_dropped: u32,
@@ -111,7 +113,7 @@ impl KernelStats {
         let columns = &mut line.split_ascii_whitespace();
         Some(Self {
             queue: next(columns)?,
-            peer_port: next(columns)?,
+            peer_port_id: next(columns)?,
             waiting: next(columns)?,
             copy_mode: next(columns)?,
             copy_range: next(columns)?,
@@ -131,7 +133,7 @@ mod tests {
         // Printed by a 6.18 kernel with one packet waiting.
         let line = "    1  2147483659     1 2 65531     3     4       12  1";
         let stats = KernelStats::parse(line).expect("a line");
-        assert_eq!((stats.queue, stats.peer_port, stats.waiting), (1, 2_147_483_659, 1));
+        assert_eq!((stats.queue, stats.peer_port_id, stats.waiting), (1, 2_147_483_659, 1));
         assert_eq!((stats.copy_mode, stats.copy_range), (2, 65_531));
         assert_eq!((stats.queue_dropped, stats.user_dropped, stats.last_id), (3, 4, 12));
         assert_eq!(KernelStats::parse(""), None);

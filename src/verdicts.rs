@@ -11,14 +11,14 @@
 //!
 //! A verdict can also be refused after it counted as sent, and its packet then still waits: `EPERM`, when
 //! the sending thread lacks the capability. The refusal lies in the socket, behind packets that nobody has
-//! received yet. So cumulative verdicts are sent only by the thread that has sent everything whose
-//! refusals may be unheard, which is how a thread with the capability is kept from judging the packets
-//! of one without. Once a refusal is heard, only exact verdicts are sent. What remains is a thread that
-//! loses the capability and regains it between two commits.
+//! received yet, and is lost if there is no room for it. So cumulative verdicts are sent only while all
+//! verdicts of the queue come from one thread, which keeps a thread with the capability from judging the
+//! packets of one without; and after a refusal was read, not at all. What remains is a thread that loses
+//! the capability and regains it between two commits.
 
 use std::iter::Peekable;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
 use netfilterqueue_protocol::attribute;
@@ -30,38 +30,16 @@ pub(crate) const PAYLOADS_MAX: usize = 64;
 
 /// The longest message without its payload: both headers, verdict, mark and the payload's attribute
 /// header.
-const HEAD_MAX: usize = 20 + 12 + 8 + attribute::HEADER_LEN;
+pub(crate) const HEAD_MAX: usize = 20 + 12 + 8 + attribute::HEADER_LEN;
 
 /// How many packets of a queue were received and not answered yet, over all batches and retained packets.
 #[derive(Debug, Default)]
 pub(crate) struct Outstanding {
     count: AtomicU64,
     exact_only: AtomicBool,
-    unheard: Mutex<Unheard>,
+    /// The thread that has sent the first verdict.
+    sender: OnceLock<ThreadId>,
 }
-
-/// Datagrams of verdicts whose refusals, if any, have not been received yet.
-#[derive(Debug, Default)]
-struct Unheard {
-    senders: Senders,
-    /// Datagrams that are being sent right now.
-    in_flight: u32,
-    /// Counts datagrams, so that new ones are noticed.
-    begun: u64,
-}
-
-/// Which threads have sent them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Senders {
-    #[default]
-    None,
-    One(ThreadId),
-    Several,
-}
-
-/// All datagrams that were sent before some moment, for [`Outstanding::heard`].
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct SentBefore(Option<u64>);
 
 impl Outstanding {
     /// Counts packets before anyone can judge them.
@@ -74,56 +52,28 @@ impl Outstanding {
         self.count.fetch_sub(packets as u64, Ordering::SeqCst);
     }
 
-    /// The form that a commit of `unanswered` packets by this thread may use.
+    /// The form that a commit of `unanswered` packets by this thread may use: cumulative if they are all
+    /// there are and no verdict before them can have been refused.
     pub(crate) fn form(&self, unanswered: usize) -> Form {
+        // The count first: whoever lowered it had forbidden cumulative verdicts before, if need be.
         let are_all = self.count.load(Ordering::SeqCst) == unanswered as u64;
-        let is_trusted = !self.exact_only.load(Ordering::SeqCst);
-        let is_heard = match self.lock().senders {
-            Senders::None => true,
-            Senders::One(thread) => thread == thread::current().id(),
-            Senders::Several => false,
-        };
-        if are_all && is_trusted && is_heard { Form::Cumulative } else { Form::Exact }
-    }
-
-    /// Runs `send`, which hands a datagram of verdicts to the kernel.
-    pub(crate) fn sending<T>(&self, send: impl FnOnce() -> T) -> T {
-        let this = thread::current().id();
-        let mut unheard = self.lock();
-        unheard.senders = match unheard.senders {
-            Senders::None => Senders::One(this),
-            Senders::One(thread) if thread == this => Senders::One(this),
-            Senders::One(_) | Senders::Several => Senders::Several,
-        };
-        unheard.in_flight += 1;
-        unheard.begun += 1;
-        drop(unheard);
-        let sent = send();
-        self.lock().in_flight -= 1;
-        sent
-    }
-
-    /// Notes what has been sent; the kernel's refusals of it wait in the socket now.
-    pub(crate) fn sent_before(&self) -> SentBefore {
-        let unheard = self.lock();
-        SentBefore((unheard.in_flight == 0).then_some(unheard.begun))
-    }
-
-    /// The socket was found empty: the refusals of what was sent before have all been received.
-    pub(crate) fn heard(&self, before: SentBefore) {
-        let mut unheard = self.lock();
-        if before.0 == Some(unheard.begun) {
-            unheard.senders = Senders::None;
+        let is_only_sender = self.sender.get().is_none_or(is_this_thread);
+        if are_all && is_only_sender && !self.exact_only.load(Ordering::SeqCst) {
+            Form::Cumulative
+        } else {
+            Form::Exact
         }
     }
 
-    /// Its data is whole at any moment, so that a panic elsewhere does no harm.
-    fn lock(&self) -> MutexGuard<'_, Unheard> {
-        self.unheard.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Notes that this thread is about to send verdicts.
+    pub(crate) fn sending(&self) {
+        if !is_this_thread(self.sender.get_or_init(|| thread::current().id())) {
+            self.distrust();
+        }
     }
 
-    /// Forbids cumulative verdicts for good: after the kernel refused whole datagrams (`EPERM`), packets
-    /// that count as answered may still be queued and must not get another packet's verdict.
+    /// Forbids cumulative verdicts for good: packets that count as answered may still be queued and must not
+    /// get another packet's verdict.
     pub(crate) fn distrust(&self) {
         self.exact_only.store(true, Ordering::SeqCst);
     }
@@ -132,6 +82,10 @@ impl Outstanding {
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Ordering::SeqCst)
     }
+}
+
+fn is_this_thread(thread: &ThreadId) -> bool {
+    *thread == thread::current().id()
 }
 
 /// What was decided about one packet.

@@ -281,7 +281,9 @@ impl<'a> Ack<'a> {
         } else {
             (NativeEndian::read_u32(&header[LENGTH]) as usize).saturating_sub(NLMSG_HEADER_LEN)
         };
-        let echo = after_header.get(..echo_len).ok_or(truncated(needed + echo_len))?;
+        let echo = after_header
+            .get(..echo_len)
+            .ok_or_else(|| truncated(needed.saturating_add(echo_len)))?;
         let extended = if message.flags() & NLM_F_ACK_TLVS != 0 {
             after_header.get(align(echo_len)..).unwrap_or_default()
         } else {

@@ -44,7 +44,7 @@ mod expressions;
 mod rule;
 mod transaction;
 
-use std::process;
+use std::{fmt, process};
 
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_netfilter::NetfilterProtoFamily;
@@ -312,7 +312,6 @@ impl Attempt {
 ///
 /// It holds a socket, which keeps its network namespace alive, and to which it all belongs: moving the
 /// thread to another namespace changes nothing.
-#[derive(Debug)]
 #[must_use = "dropping it deletes the rules"]
 pub struct InstalledRules {
     connection: Connection,
@@ -400,6 +399,17 @@ impl InstalledRules {
         let attributes = vec![TableAttribute::Name(self.table.clone())];
         let message = NfTablesMessage::DeleteTable(TableMessage { attributes });
         Ok(self.connection.commit(self.family, vec![Request { flags: 0, message }])?)
+    }
+}
+
+impl fmt::Debug for InstalledRules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InstalledRules")
+            .field("table", &self.table)
+            .field("mechanism", &self.mechanism)
+            .field("owned", &self.owned)
+            .field("paused", &self.paused)
+            .finish_non_exhaustive()
     }
 }
 

@@ -190,7 +190,7 @@ fn old_batch_can_be_received_into_again(_: &Namespace) {
 fn two_queues_do_not_mix(_: &Namespace) {
     let mut first = Queue::builder(1).bind().unwrap();
     let mut second = Queue::builder(2).bind().unwrap();
-    assert_ne!(first.port(), second.port());
+    assert_ne!(first.port_id(), second.port_id());
     let (udp, other_udp) = (UdpPair::new(V4), UdpPair::new(V4));
     let rule = |number, udp: &UdpPair| {
         Rule::queue(number).protocol(Protocol::UDP).destination_port(udp.receiver_address().port())

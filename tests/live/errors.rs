@@ -311,8 +311,8 @@ fn errors() -> Vec<(Error, io::ErrorKind, &'static [&'static str])> {
             &["configuring the queue", "2s", "try again"],
         ),
         (Error::WouldBlock, Kind::WouldBlock, &["no packet waits"]),
-        (Error::Stopped, Kind::Interrupted, &["told to stop"]),
-        (Error::Closed, Kind::NotConnected, &["closed", "dropped"]),
+        (Error::Stopped, Kind::Other, &["told to stop"]),
+        (Error::Closed, Kind::NotConnected, &["closed", "drops"]),
         (Error::Encode(too_long), Kind::InvalidInput, &["writing a verdict", "70000"]),
         (Error::InvalidRule("no port"), Kind::InvalidInput, &["the rule", "no port"]),
         (

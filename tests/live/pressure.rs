@@ -63,7 +63,7 @@ fn overrun_is_counted_and_survived(_: &Namespace) {
     if let Some(kernel) = kernel_stats(1) {
         assert_eq!(u64::from(kernel.user_dropped), stats.lost);
         assert_eq!((kernel.queue_dropped, kernel.waiting), (0, 0));
-        assert_eq!((kernel.last_id, kernel.peer_port), (u32::from(SENT) + 1, queue.port()));
+        assert_eq!((kernel.last_id, kernel.peer_port_id), (u32::from(SENT) + 1, queue.port_id()));
     }
 }
 
@@ -206,7 +206,7 @@ fn forge(queue: &Queue, kind: u16, sequence: u32, body: &[u8]) {
     socket.bind_auto().unwrap();
     let message = message(kind, sequence, body);
     assert_eq!(
-        socket.send_to(&message, &SocketAddr::new(queue.port(), 0), 0).unwrap(),
+        socket.send_to(&message, &SocketAddr::new(queue.port_id(), 0), 0).unwrap(),
         message.len()
     );
 }
