@@ -14,6 +14,7 @@ mod closing;
 mod craft;
 mod edits;
 mod errors;
+mod failures;
 mod held;
 mod lifecycle;
 mod parity;
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
         &closing::TESTS[..],
         &pressure::TESTS[..],
         &errors::TESTS[..],
+        &failures::TESTS[..],
         &parity::TESTS[..],
         &performance::TESTS[..],
         &rules::TESTS[..],
