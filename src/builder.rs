@@ -47,7 +47,8 @@ impl QueueBuilder {
         self
     }
 
-    /// Most packets that the kernel holds without a verdict before it drops new ones. Default: 1,024.
+    /// Most packets that the kernel holds without a verdict before it drops new ones; 0 drops all.
+    /// Default: 1,024.
     /// Kernels since January 2026 (7.0, 6.19.4, 6.18.14, 6.12.75) stop at 65,536 whatever is asked for.
     pub const fn max_len(mut self, packets: u32) -> Self {
         self.max_len = packets;
@@ -101,7 +102,7 @@ impl QueueBuilder {
     }
 
     /// The verdict of packets that nobody decided about. Default: [`Verdict::Drop`], which is also what
-    /// the kernel does when the queue closes.
+    /// the kernel does when the queue closes. It leaves without a mark or an edit that was made before.
     pub const fn on_undecided(mut self, verdict: Verdict) -> Self {
         self.on_undecided = verdict;
         self

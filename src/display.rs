@@ -9,7 +9,7 @@ use netfilterqueue_protocol::packet::PacketMessage;
 pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
 pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
 
-/// Writes `17 UDP 10.0.0.1:53 → 10.0.0.2:4242 84 bytes, output if2, mark 0x7`.
+/// Writes `17 UDP 10.0.0.1:53 → 10.0.0.2:4242 84 bytes, output to if2, mark 0x7`.
 pub(crate) fn line(
     f: &mut fmt::Formatter<'_>,
     message: &PacketMessage<'_>,

@@ -5,6 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use netfilterqueue_protocol::config::ConfigFlags;
+use netfilterqueue_protocol::constants::NFQNL_MAX_COPY_RANGE;
 use netfilterqueue_protocol::error::EncodeError;
 use nix::errno::Errno;
 use thiserror::Error;
@@ -46,8 +47,9 @@ pub enum Error {
     /// The kernel refused: the queue number belongs to another socket (`EPERM` although the capability
     /// is there, or `EBUSY`).
     #[error(
-        "queue {queue} is taken by another socket; see its owner in \
-         /proc/net/netfilter/nfnetlink_queue, stop that program or take another number"
+        "queue {queue} is taken by another socket, of this program or another; column 2 of \
+         /proc/net/netfilter/nfnetlink_queue has its port id, often the process id; end it or take \
+         another number"
     )]
     QueueTaken {
         /// The queue number.
@@ -169,14 +171,23 @@ impl From<Error> for io::Error {
     }
 }
 
+/// What would have helped against a short copy.
+fn uncut(full: u32) -> &'static str {
+    if full > NFQNL_MAX_COPY_RANGE {
+        "no more than 65,531 can be; turn GSO off or lower the MTU"
+    } else {
+        "raise the copy range"
+    }
+}
+
 /// Why a packet cannot be edited. The packet itself is untouched and can still be judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum EditError {
     /// Only a part of the packet was copied: sending it back would cut the packet.
     #[error(
-        "only {copied} of the packet's {full} bytes were copied, so sending it back would cut it; \
-         raise the copy range, or turn GSO off for packets above 65,531 bytes"
+        "only {copied} of the packet's {full} bytes were copied, so sending it back would cut it; {}",
+        uncut(*full)
     )]
     Truncated {
         /// Bytes that were copied.
@@ -190,8 +201,9 @@ pub enum EditError {
     /// The new payload is empty: the kernel would drop the packet.
     #[error("an empty payload would drop the packet; say so with Verdict::Drop")]
     Empty,
-    /// The new payload ends before the transport header of the original packet: kernels before 5.19 crash
-    /// on it (CVE-2022-36946), later ones drop the packet.
+    /// The new payload ends within the original packet's IP header: kernels before 5.19 crash on it
+    /// (CVE-2022-36946), later ones drop the packet. They do the same to one that ends within extension
+    /// headers of IPv6, which is not checked here.
     #[error("a payload of {len} bytes ends within the network header, which takes {min}")]
     TooShort {
         /// Its length in bytes.

@@ -340,7 +340,7 @@ impl fmt::Debug for Packet<'_> {
     }
 }
 
-/// One line a person can read: `17 UDP 10.0.0.1:53 → 10.0.0.2:4242 84 bytes, output if2, mark 0x7`.
+/// One line a person can read: `17 UDP 10.0.0.1:53 → 10.0.0.2:4242 84 bytes, output to if2, mark 0x7`.
 impl fmt::Display for Packet<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         display::line(f, &self.message(), self.payload(), self.mark())

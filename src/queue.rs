@@ -292,7 +292,8 @@ impl Queue {
         })
     }
 
-    /// Sets and clears flags for packets that are queued from now on.
+    /// Sets and clears flags for packets that are queued from now on: those of the mask change, to what the
+    /// values say.
     ///
     /// # Errors
     ///
@@ -367,7 +368,8 @@ pub struct StopHandle {
 
 impl StopHandle {
     /// Makes the queue's [`Queue::run`] return, or its next [`Queue::recv`] fail with [`Error::Stopped`],
-    /// once. A batch in progress is finished first.
+    /// once. A batch in progress is finished first. A program that waits for the queue's descriptor itself
+    /// has to wake itself as well.
     ///
     /// It stores a flag and writes to an eventfd, both of which are safe in a signal handler (which should
     /// preserve `errno`, as always).

@@ -17,7 +17,8 @@ use crate::verdicts::{Answer, Datagram, Form};
 
 /// A packet that was taken out of its batch. Owned, `Send` and `Sync`; its verdict is sent at once.
 ///
-/// Dropped without a verdict, it gets the queue's default verdict. While packets are retained, the queue
+/// Dropped without a verdict, it gets the queue's default verdict; leaked ([`std::mem::forget`]), it waits
+/// until the queue is closed. While packets are retained, the queue
 /// sends one verdict message per packet instead of one per run of packets.
 pub struct RetainedPacket {
     binding: Arc<Binding>,

@@ -11,7 +11,7 @@ pub struct Stats {
     /// Packets that were received, unreadable ones included.
     pub received: u64,
     /// Packets that the kernel counted and could not deliver, nearly always because the socket's receive buffer
-    /// was full: gaps in the packet ids. The kernel has dropped them, or accepted them if the queue fails
+    /// was full: gaps in the packet ids, which show when a later packet comes. The kernel has dropped them, or accepted them if the queue fails
     /// open.
     pub lost: u64,
     /// Packets longer than the batch's buffers. They got the default verdict.
@@ -61,7 +61,8 @@ pub struct Refusal {
     /// Whether the verdict was a cumulative one.
     pub cumulative: bool,
     /// The kernel's reason. `ENOENT` is normal: the packet was flushed, because a firewall rule set
-    /// changed or a device went down. `EPERM`: the program has lost `CAP_NET_ADMIN`, and the packet
+    /// changed or a device went down. (A cumulative verdict is refused only if none of its packets is left.)
+    /// `EPERM`: the program has lost `CAP_NET_ADMIN`, and the packet
     /// still waits; the kernel says so once for a whole datagram, and names its first packet.
     pub errno: Errno,
 }
