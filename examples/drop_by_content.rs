@@ -17,8 +17,8 @@
 //! echo 'a letter' | nc -u -w 1 127.0.0.1 4000   # arrives
 //! ```
 //!
-//! Each packet is looked at on its own, headers included, up to its 65,531st byte: a text that TCP has split between two packets
-//! is not found.
+//! Each packet is looked at on its own, headers included, up to its 65,531st byte: a text that TCP has
+//! split between two packets is not found.
 
 use std::env;
 use std::ffi::OsString;
