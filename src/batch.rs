@@ -60,9 +60,9 @@ impl Batch {
     /// Sends the verdicts of all packets: one `sendmsg`, or several when edited packets are more than fit
     /// in one datagram (the socket's send buffer, 208 KiB by default). Does nothing if there are none.
     ///
-    /// Runs of like verdicts leave as one cumulative message, while no other packet of the queue waits for
-    /// its verdict and all verdicts of the queue have come from one thread. Else each packet has its own
-    /// message in the same datagram, which costs the kernel about 200 ns more.
+    /// Runs of like verdicts leave as one cumulative message, while no other packet of the queue
+    /// waits for its verdict and all verdicts of the queue have come from one thread. Else each
+    /// packet has its own message in the same datagram, which costs the kernel a little more.
     ///
     /// # Errors
     ///
@@ -140,8 +140,8 @@ struct Terms {
     limit: usize,
 }
 
-/// Sends the verdicts of all `pending` slots, in as many datagrams as it takes, and clears each slot once its
-/// verdict is sent. An error leaves the rest as it was.
+/// Sends the verdicts of all `pending` slots, in as many datagrams as it takes, and clears each
+/// slot once its verdict is sent. An error leaves the rest as it was.
 fn commit_slots(
     slots: &mut Slots,
     pending: usize,

@@ -85,8 +85,8 @@ impl Binding {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// Sends a datagram with its payloads gathered from `payload`, and counts its packets as answered. On an
-    /// error nothing was sent and nothing is counted.
+    /// Sends a datagram with its payloads gathered from `payload`, and counts its packets as
+    /// answered. On an error nothing was sent and nothing is counted.
     pub(crate) fn send<'a>(
         &self,
         datagram: &'a Datagram,
@@ -115,8 +115,8 @@ impl Binding {
         Ok(())
     }
 
-    /// Takes over answers that could not be sent, for [`Binding::send_orphans`]. An edited payload is gone with
-    /// its packet, so an answer with one becomes the default verdict.
+    /// Takes over answers that could not be sent, for [`Binding::send_orphans`]. An edited payload
+    /// is gone with its packet, so an answer with one becomes the default verdict.
     pub(crate) fn adopt(&self, answers: impl Iterator<Item = Answer>) {
         self.orphans().extend(answers.map(|answer| match answer.payload_len {
             None => answer,

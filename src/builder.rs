@@ -61,8 +61,8 @@ impl QueueBuilder {
         self.flag(ConfigFlags::FAIL_OPEN, yes)
     }
 
-    /// Whether TCP and UDP super-packets come whole. Default: yes, which makes bulk TCP about ten times faster;
-    /// `false` gives packets as they are on the wire. Since 3.10.
+    /// Whether TCP and UDP super-packets come whole. Default: yes, which makes bulk TCP about ten
+    /// times faster; `false` gives packets as they are on the wire. Since 3.10.
     ///
     /// They are usually up to 64 KiB long, and longer on loopback and with BIG TCP. Of one above 65,531
     /// bytes only the start is copied: it can be judged but not edited.
@@ -86,10 +86,10 @@ impl QueueBuilder {
         self.flag(ConfigFlags::CONNTRACK, yes)
     }
 
-    /// Asks for a receive buffer of this many bytes (the kernel doubles it for its own bookkeeping). When it
-    /// is full, the kernel drops packets and their ids are missing. Default: 8 MiB. Without
-    /// `CAP_NET_ADMIN` in the initial user namespace the host's `net.core.rmem_max` is the limit;
-    /// [`Queue::receive_buffer`] tells what was reached.
+    /// Asks for a receive buffer of this many bytes (the kernel doubles it for its own
+    /// bookkeeping). When it is full, the kernel drops packets and their ids are missing. Default:
+    /// 8 MiB. Without `CAP_NET_ADMIN` in the initial user namespace the host's `net.core.rmem_max`
+    /// is the limit; [`Queue::receive_buffer`] tells what was reached.
     pub const fn receive_buffer(mut self, bytes: usize) -> Self {
         self.receive_buffer = bytes;
         self

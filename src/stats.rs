@@ -10,9 +10,9 @@ use nix::errno::Errno;
 pub struct Stats {
     /// Packets that were received, unreadable ones included.
     pub received: u64,
-    /// Packets that the kernel counted and could not deliver, nearly always because the socket's receive buffer
-    /// was full: gaps in the packet ids, which show when a later packet comes. The kernel has dropped them, or accepted them if the queue fails
-    /// open.
+    /// Packets that the kernel counted and could not deliver, nearly always because the socket's
+    /// receive buffer was full: gaps in the packet ids, which show when a later packet comes. The
+    /// kernel has dropped them, or accepted them if the queue fails open.
     pub lost: u64,
     /// Packets longer than the batch's buffers. They got the default verdict.
     pub truncated: u64,
@@ -61,9 +61,9 @@ pub struct Refusal {
     /// Whether the verdict was a cumulative one.
     pub cumulative: bool,
     /// The kernel's reason. `ENOENT` is normal: the packet was flushed, because a firewall rule set
-    /// changed or a device went down. (A cumulative verdict is refused only if none of its packets is left.)
-    /// `EPERM`: the program has lost `CAP_NET_ADMIN`, and the packet
-    /// still waits; the kernel says so once for a whole datagram, and names its first packet.
+    /// changed or a device went down. (A cumulative verdict is refused only if none of its packets
+    /// is left.) `EPERM`: the program has lost `CAP_NET_ADMIN`, and the packet still waits; the
+    /// kernel says so once for a whole datagram, and names its first packet.
     pub errno: Errno,
 }
 
@@ -81,8 +81,8 @@ pub struct KernelStats {
     pub copy_mode: u8,
     /// Bytes copied of each packet.
     pub copy_range: u32,
-    /// Packets dropped because the queue was full. They have no id, except those dropped by the limit of 65,536
-    /// packets, whose ids are missing.
+    /// Packets dropped because the queue was full. They have no id, except those dropped by the
+    /// limit of 65,536 packets, whose ids are missing.
     pub queue_dropped: u32,
     /// Packets dropped because the socket's receive buffer was full. They leave a gap in the ids.
     pub user_dropped: u32,
@@ -96,8 +96,9 @@ impl KernelStats {
     ///
     /// # Errors
     ///
-    /// `PermissionDenied` unless the file's owner may read it: root, and in a user namespace only if its ids
-    /// were mapped before the network namespace was made. `NotFound` where `/proc` is not mounted or the kernel has no `nfnetlink_queue`.
+    /// `PermissionDenied` unless the file's owner may read it: root, and in a user namespace only
+    /// if its ids were mapped before the network namespace was made. `NotFound` where `/proc` is
+    /// not mounted or the kernel has no `nfnetlink_queue`.
     pub fn read(queue: u16) -> io::Result<Option<Self>> {
         let table = std::fs::read_to_string("/proc/thread-self/net/netfilter/nfnetlink_queue")?;
         Ok(table.lines().filter_map(Self::parse).find(|stats| stats.queue == queue))
