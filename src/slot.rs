@@ -142,7 +142,7 @@ pub(crate) fn classify<'a>(
     {
         match message.kind() {
             NFQNL_MSG_PACKET => {
-                if let Ok(parsed) = PacketIndex::parse(message.bytes()) {
+                if let Ok(parsed) = PacketIndex::of(message) {
                     *index = parsed;
                     return Content::Packet { id: parsed.id() };
                 }

@@ -66,7 +66,16 @@ impl PacketIndex {
     /// which packet it was about.
     #[inline]
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
-        let message = Message::parse(bytes)?;
+        Self::of(Message::parse(bytes)?)
+    }
+
+    /// Walks and checks a message whose header has been read.
+    ///
+    /// # Errors
+    ///
+    /// As [`PacketIndex::parse`].
+    #[inline]
+    pub fn of(message: Message<'_>) -> Result<Self, ParseError> {
         if message.kind() != NFQNL_MSG_PACKET {
             return Err(ParseError::MessageType {
                 expected: NFQNL_MSG_PACKET,
