@@ -73,23 +73,28 @@ impl Batch {
     pub fn commit(&mut self) -> Result<(), Error> {
         let Some(binding) = &self.binding else { return Ok(()) };
         let pending = self.len();
-        if pending > 0 && binding.is_closed() {
-            self.slots.iter_mut().for_each(Slot::clear);
-            self.binding = None;
-            return Err(Error::Closed);
-        }
         let terms = Terms {
             queue: binding.queue(),
             on_undecided: binding.on_undecided(),
             form: binding.outstanding().form(pending),
             limit: binding.socket().send_limit(),
         };
-        commit_slots(&mut self.slots, pending, &mut self.datagram, &terms, |datagram, slots| {
-            binding.send(datagram, |at| slots.edited(at))
-        })?;
+        let result = commit_slots(
+            &mut self.slots,
+            pending,
+            &mut self.datagram,
+            &terms,
+            |datagram, slots| binding.send(datagram, |at| slots.edited(at)),
+        );
+        match result {
+            Ok(()) => {}
+            // The queue may be closed at any moment, and then its packets are gone.
+            Err(Error::Closed) => self.slots.iter_mut().for_each(Slot::clear),
+            Err(error) => return Err(error),
+        }
         // An empty batch must not keep the socket of a closed queue open.
         self.binding = None;
-        Ok(())
+        result
     }
 
     /// How many packets have no verdict sent yet, decided or not.
@@ -115,15 +120,18 @@ impl Batch {
         Packets { pairs: self.slots.pairs_mut(), binding: self.binding.as_ref() }
     }
 
-    /// Answers what is left of an earlier receive and gets ready for packets of `binding`.
-    pub(crate) fn attach(&mut self, binding: &Arc<Binding>) -> Result<(), Error> {
+    /// Answers what is left of an earlier receive, so that the batch is empty.
+    pub(crate) fn commit_leftovers(&mut self) -> Result<(), Error> {
         match self.commit() {
-            // The packets of a closed queue are gone; the new queue's are to be received.
-            Ok(()) | Err(Error::Closed) => {}
-            Err(error) => return Err(error),
+            // The packets of a closed queue are gone; this queue's are to be received.
+            Ok(()) | Err(Error::Closed) => Ok(()),
+            Err(error) => Err(error),
         }
+    }
+
+    /// Says whose packets have been received into its slots.
+    pub(crate) fn attach(&mut self, binding: &Arc<Binding>) {
         self.binding = Some(Arc::clone(binding));
-        Ok(())
     }
 
     pub(crate) const fn slots_mut(&mut self) -> &mut Slots {

@@ -2,13 +2,14 @@
 
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use netfilterqueue_protocol::attribute::MAX_VALUE_LEN;
 use netfilterqueue_protocol::verdict::Verdict;
 
 use crate::error::{Error, Operation};
 use crate::socket::Socket;
+use crate::stop::WakeUp;
 use crate::verdicts::{Answer, Datagram, Form, HEAD_MAX, Outstanding, PAYLOADS_MAX};
 
 /// A queue number that this process holds.
@@ -19,6 +20,7 @@ use crate::verdicts::{Answer, Datagram, Form, HEAD_MAX, Outstanding, PAYLOADS_MA
 #[derive(Debug)]
 pub(crate) struct Binding {
     socket: Socket,
+    wake: Arc<WakeUp>,
     queue: u16,
     on_undecided: Verdict,
     outstanding: Outstanding,
@@ -38,9 +40,15 @@ pub(crate) struct Sent {
 }
 
 impl Binding {
-    pub(crate) fn new(socket: Socket, queue: u16, on_undecided: Verdict) -> Self {
+    pub(crate) fn new(
+        socket: Socket,
+        queue: u16,
+        on_undecided: Verdict,
+        wake: Arc<WakeUp>,
+    ) -> Self {
         Self {
             socket,
+            wake,
             queue,
             on_undecided,
             outstanding: Outstanding::default(),
@@ -52,6 +60,10 @@ impl Binding {
 
     pub(crate) const fn socket(&self) -> &Socket {
         &self.socket
+    }
+
+    pub(crate) const fn wake(&self) -> &Arc<WakeUp> {
+        &self.wake
     }
 
     pub(crate) const fn queue(&self) -> u16 {
@@ -124,20 +136,23 @@ impl Binding {
                 Answer { verdict: self.on_undecided, mark: None, payload_len: None, ..answer }
             }
         }));
+        self.wake.wake();
     }
 
-    /// Tries again to send what nobody else can. What fails stays for the next time.
-    pub(crate) fn send_orphans(&self) {
+    /// Tries again to send what nobody else can. What fails stays for the next time; returns whether
+    /// something does.
+    pub(crate) fn send_orphans(&self) -> bool {
         let mut orphans = self.orphans();
         let mut datagram = Datagram::default();
         while !orphans.is_empty() {
             let answers = orphans.iter().copied();
             let filled = datagram.fill(self.queue, answers, Form::Exact, self.socket.send_limit());
             if filled.is_err() || self.send(&datagram, |_| &[]).is_err() {
-                return;
+                return true;
             }
             orphans.drain(..datagram.answers());
         }
+        false
     }
 
     fn orphans(&self) -> MutexGuard<'_, Vec<Answer>> {

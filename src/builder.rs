@@ -1,5 +1,7 @@
 //! Setting a queue up before it is bound.
 
+use std::sync::Arc;
+
 use netfilterqueue_protocol::config::{Command, ConfigFlags, ConfigMessage, CopyMode, FlagChange};
 use netfilterqueue_protocol::verdict::Verdict;
 
@@ -7,8 +9,9 @@ use crate::binding::Binding;
 use crate::control::Control;
 use crate::error::{Error, Operation};
 use crate::intake::Intake;
-use crate::queue::{Queue, Stop};
+use crate::queue::Queue;
 use crate::socket::Socket;
+use crate::stop::WakeUp;
 
 /// What a queue should be like. Made by [`Queue::builder`].
 ///
@@ -122,10 +125,10 @@ impl QueueBuilder {
     /// [`Error::QueueTaken`], [`Error::NoCapability`], [`Error::NoQueueSupport`],
     /// [`Error::FlagsRefused`], or what the kernel says otherwise.
     pub fn bind(self) -> Result<Queue, Error> {
-        let stop = Stop::new()?;
+        let wake = Arc::new(WakeUp::new()?);
         let socket = Socket::open()?;
         socket.grow_receive_buffer(self.receive_buffer)?;
-        let binding = Binding::new(socket, self.number, self.on_undecided);
+        let binding = Binding::new(socket, self.number, self.on_undecided, wake);
         let mut control = Control::default();
         let mut intake = Intake::new();
         let flags = FlagChange { mask: self.flags, values: self.flags };
@@ -136,9 +139,7 @@ impl QueueBuilder {
             ..ConfigMessage::command(self.number, Command::Bind)
         };
         match control.ask(&binding, &mut intake, Operation::Bind, &request) {
-            Ok(()) => {
-                Ok(Queue::new(binding, control, intake, stop, self.batch_len, self.nonblocking))
-            }
+            Ok(()) => Ok(Queue::new(binding, control, intake, self.batch_len, self.nonblocking)),
             Err(error) => Err(control.explain_bind(&binding, &mut intake, self.flags, error)),
         }
     }

@@ -85,6 +85,8 @@ impl Intake {
             }
             Content::Unknown => {
                 self.stats.unknown += 1;
+                // It may have been a refusal, cut off because kernels before 4.3 repeat the whole request.
+                outstanding.distrust();
                 return false;
             }
         }

@@ -18,6 +18,7 @@ pub mod rules;
 mod slot;
 mod socket;
 mod stats;
+mod stop;
 mod verdicts;
 
 pub use netfilterqueue_protocol as protocol;
@@ -31,9 +32,10 @@ pub use batch::{Batch, Packets};
 pub use builder::QueueBuilder;
 pub use error::{EditError, Error, Operation};
 pub use packet::{Decided, Packet};
-pub use queue::{Queue, StopHandle};
+pub use queue::Queue;
 pub use retained::{NotSent, RetainedPacket};
 pub use stats::{KernelStats, Refusal, Stats};
+pub use stop::StopHandle;
 
 /// What may move to another thread, and what may be used by several.
 const _: () = {

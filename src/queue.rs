@@ -2,11 +2,11 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use netfilterqueue_protocol::config::{Command, ConfigMessage, CopyMode, FlagChange};
 use nix::errno::Errno;
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::batch::Batch;
 use crate::binding::Binding;
@@ -17,6 +17,10 @@ use crate::intake::Intake;
 use crate::packet::{Decided, Packet};
 use crate::socket::{RECEIVE_MAX, Received, Wake};
 use crate::stats::{Refusal, Stats};
+use crate::stop::StopHandle;
+
+/// When to try again to send verdicts that nobody else can.
+const ORPHANS_RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// A queue number that this program holds, and the socket its packets come through.
 ///
@@ -31,7 +35,6 @@ pub struct Queue {
     binding: Arc<Binding>,
     control: Control,
     intake: Intake,
-    stop: Arc<Stop>,
     batch_len: usize,
     /// The buffers of [`Queue::run`], kept from one call to the next.
     batch: Option<Batch>,
@@ -50,7 +53,6 @@ impl Queue {
         binding: Binding,
         control: Control,
         intake: Intake,
-        stop: Stop,
         batch_len: usize,
         nonblocking: bool,
     ) -> Self {
@@ -58,7 +60,6 @@ impl Queue {
             binding: Arc::new(binding),
             control,
             intake,
-            stop: Arc::new(stop),
             batch_len,
             batch: None,
             nonblocking,
@@ -77,7 +78,8 @@ impl Queue {
     /// # Errors
     ///
     /// Those of [`Queue::recv`], except [`Error::Stopped`] and [`Error::WouldBlock`], and those of
-    /// [`Batch::commit`].
+    /// [`Batch::commit`]. Verdicts that could not be sent are sent with the next receive, edited packets
+    /// then with the default verdict.
     pub fn run<F>(&mut self, mut judge: F) -> Result<(), Error>
     where
         F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
@@ -115,14 +117,14 @@ impl Queue {
     /// non-blocking mode if no packet waits. [`Error::System`] if the socket fails, or an
     /// earlier batch cannot be committed; then nothing is received.
     pub fn recv(&mut self, batch: &mut Batch) -> Result<usize, Error> {
-        batch.attach(&self.binding)?;
-        self.binding.send_orphans();
+        batch.commit_leftovers()?;
         // Without waiting, only asking tells whether more has come.
         self.drained &= !self.nonblocking;
         loop {
-            if self.stop.take() {
+            if self.binding.wake().take_stop() {
                 return Err(Error::Stopped);
             }
+            let orphans_left = self.binding.send_orphans();
             let packets = self.fill(batch)?;
             if packets > 0 {
                 return Ok(packets);
@@ -134,7 +136,7 @@ impl Queue {
             if self.nonblocking {
                 return Err(Error::WouldBlock);
             }
-            self.wait()?;
+            self.wait(orphans_left.then_some(ORPHANS_RETRY_AFTER))?;
         }
     }
 
@@ -167,6 +169,9 @@ impl Queue {
             filled += count;
         }
         self.binding.outstanding().received(packets);
+        if packets > 0 {
+            batch.attach(&self.binding);
+        }
         Ok(packets)
     }
 
@@ -198,16 +203,13 @@ impl Queue {
         }
     }
 
-    fn wait(&mut self) -> Result<(), Error> {
+    fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
         self.intake.stats.wait_calls += 1;
-        let wake = self.binding.socket().wait(Some(&self.stop.wake), None);
+        let wake = self.binding.socket().wait(Some(self.binding.wake().event()), timeout);
         match wake.map_err(Error::system(Operation::Receive, "poll"))? {
             Wake::Readable => self.drained = false,
-            // The loop looks at the stop flag. Reset before that, so that a stop that comes in between
-            // wakes the next wait.
-            Wake::Woken => {
-                let _ = self.stop.wake.read();
-            }
+            // The loop looks what for.
+            Wake::Woken => self.binding.wake().reset(),
             Wake::Nothing => {}
         }
         Ok(())
@@ -216,7 +218,7 @@ impl Queue {
     /// A handle that makes a blocked [`Queue::recv`] or [`Queue::run`] return, from any thread.
     #[must_use]
     pub fn stop_handle(&self) -> StopHandle {
-        StopHandle { stop: Arc::clone(&self.stop) }
+        StopHandle::new(Arc::clone(self.binding.wake()))
     }
 
     /// Counters since the queue was bound.
@@ -356,46 +358,5 @@ impl AsFd for Queue {
 impl AsRawFd for Queue {
     fn as_raw_fd(&self) -> RawFd {
         self.as_fd().as_raw_fd()
-    }
-}
-
-/// Makes a queue's blocked receive return. May be cloned, sent to other threads and used after the queue
-/// is gone.
-#[derive(Debug, Clone)]
-pub struct StopHandle {
-    stop: Arc<Stop>,
-}
-
-impl StopHandle {
-    /// Makes the queue's [`Queue::run`] return, or its next [`Queue::recv`] fail with [`Error::Stopped`],
-    /// once. A batch in progress is finished first. A program that waits for the queue's descriptor itself
-    /// has to wake itself as well.
-    ///
-    /// It stores a flag and writes to an eventfd, both of which are safe in a signal handler (which should
-    /// preserve `errno`, as always).
-    pub fn stop(&self) {
-        self.stop.requested.store(true, Ordering::SeqCst);
-        // It fails only if the counter is full, and then the queue is awake anyway.
-        let _ = self.stop.wake.write(1);
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct Stop {
-    requested: AtomicBool,
-    wake: EventFd,
-}
-
-impl Stop {
-    pub(crate) fn new() -> Result<Self, Error> {
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let wake = EventFd::from_flags(flags).map_err(Error::system(Operation::Open, "eventfd"))?;
-        Ok(Self { requested: AtomicBool::new(false), wake })
-    }
-
-    /// Whether a stop was requested since the last call. The wake-up is left to the next wait: a stop that
-    /// has set its flag may not have written it yet.
-    fn take(&self) -> bool {
-        self.requested.swap(false, Ordering::SeqCst)
     }
 }

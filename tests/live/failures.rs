@@ -1,7 +1,9 @@
 //! Sends that fail, answers that get lost, threads that end.
 
 use std::cell::RefCell;
+use std::net::UdpSocket;
 use std::thread;
+use std::time::Duration;
 
 use netfilterqueue::rules::InstalledRules;
 use netfilterqueue::{Batch, Error, Operation, Queue, Verdict};
@@ -9,12 +11,15 @@ use netfilterqueue_netns::Namespace;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::SndBuf;
 
-use crate::support::{UdpPair, V4, judge, queue_udp, receive_exactly};
+use crate::support::{QUIET, UdpPair, V4, judge, queue_udp, receive_exactly};
 use crate::{Test, tests};
 
-pub const TESTS: [Test; 6] = tests![
+pub const TESTS: [Test; 9] = tests![
     a_batch_that_cannot_be_sent_keeps_its_decisions,
     a_dropped_batch_that_could_not_be_sent_is_answered_later,
+    decisions_survive_a_dropped_batch_that_could_not_be_sent,
+    a_blocked_queue_sends_what_a_dropped_batch_could_not,
+    a_queue_that_closes_during_a_commit_leaves_an_empty_batch,
     a_lost_answer_is_asked_for_again,
     the_smallest_buffer_still_answers,
     an_idle_batch_does_not_keep_a_closed_queue,
@@ -75,6 +80,78 @@ fn a_dropped_batch_that_could_not_be_sent_is_answered_later(_: &Namespace) {
     assert!(matches!(queue.recv(&mut Batch::new(1)), Err(Error::WouldBlock)));
     assert_eq!(udp.receive(), LONG, "the default verdict, without the edit");
     assert_eq!((queue.stats().held, queue.stats().answered), (0, 1));
+}
+
+fn decisions_survive_a_dropped_batch_that_could_not_be_sent(_: &Namespace) {
+    let mut queue = Queue::builder(1).bind().unwrap();
+    let _rules = queue_udp(1);
+    let udp = UdpPair::new(V4);
+    udp.send(&LONG);
+    udp.send(b"accepted");
+    udp.send(b"undecided");
+    let mut batch = receive_exactly(&mut queue, 3);
+    let mut packets = batch.iter_mut();
+    let mut long = packets.next().unwrap();
+    long.payload_mut().unwrap();
+    long.accept();
+    packets.next().unwrap().accept();
+    shrink_send_buffer(&queue);
+    drop(batch);
+    queue.set_nonblocking(true);
+    assert!(matches!(queue.recv(&mut Batch::new(1)), Err(Error::WouldBlock)));
+    assert_eq!(udp.receive_all(1), [b"accepted"], "the edited one met with the default verdict");
+    assert_eq!((queue.stats().held, queue.stats().answered), (0, 3));
+}
+
+fn a_blocked_queue_sends_what_a_dropped_batch_could_not(_: &Namespace) {
+    let mut queue = Queue::builder(1).on_undecided(Verdict::Accept).bind().unwrap();
+    let _rules = queue_udp(1);
+    let udp = UdpPair::new(V4);
+    udp.send(&LONG);
+    let batch = receive_and_edit(&mut queue);
+    shrink_send_buffer(&queue);
+    let stop = queue.stop_handle();
+    thread::scope(|scope| {
+        scope.spawn(|| queue.run(|packet| packet.verdict(Verdict::Drop)).unwrap());
+        thread::sleep(QUIET);
+        drop(batch);
+        let received = udp.receive();
+        stop.stop();
+        assert_eq!(received, LONG);
+    });
+    assert_eq!((queue.stats().held, queue.stats().answered), (0, 1));
+}
+
+/// Many edits take several datagrams, between which the queue closes.
+fn a_queue_that_closes_during_a_commit_leaves_an_empty_batch(_: &Namespace) {
+    let _rules = queue_udp(1);
+    let udp = UdpPair::new(V4);
+    let mut closed_midway = 0;
+    for round in 0..40 {
+        let mut queue = Queue::builder(1).bind().unwrap();
+        for _ in 0..24 {
+            // A socket each, because packets that wait fill the send buffer of theirs.
+            let sender = UdpSocket::bind((V4, 0)).unwrap();
+            sender.send_to(&[0; 60_000], udp.receiver_address()).unwrap();
+        }
+        let mut batch = receive_exactly(&mut queue, 24);
+        for mut packet in &mut batch {
+            packet.payload_mut().unwrap();
+            packet.accept();
+        }
+        let result = thread::scope(|scope| {
+            scope.spawn(move || {
+                thread::sleep(Duration::from_micros(round * 20));
+                drop(queue);
+            });
+            batch.commit()
+        });
+        closed_midway += usize::from(result.is_err());
+        assert!(matches!(result, Ok(()) | Err(Error::Closed)), "{result:?}");
+        assert!(batch.is_empty(), "round {round}");
+        assert_eq!(batch.iter_mut().count(), 0);
+    }
+    println!("the queue closed before the end of {closed_midway} commits");
 }
 
 /// The receive buffer is full of packets, so that the kernel's first answer does not fit.

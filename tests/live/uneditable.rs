@@ -126,7 +126,9 @@ fn a_payload_without_its_network_header_is_refused(_: &Namespace) {
         let mut batch = receive_exactly(&mut queue, 2);
         let mut packets = batch.iter_mut();
         let mut packet = packets.next().unwrap();
-        let mut retained = packets.next().unwrap().retain().0;
+        let mut edited = packets.next().unwrap();
+        edited.payload_mut().unwrap()[0] &= 0xf0;
+        let mut retained = edited.retain().0;
         for len in [1, min - 1] {
             // An edit of the header that states its length makes no difference.
             packet.payload_mut().unwrap()[0] &= 0xf0;
