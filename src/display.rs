@@ -3,8 +3,9 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netfilterqueue_protocol::constants::*;
 use netfilterqueue_protocol::packet::PacketMessage;
+
+use crate::hook::{Family, Hook};
 
 pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
 pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -30,7 +31,11 @@ pub(crate) fn line(
         None if payload.is_empty() => f.write_str("bytes not copied")?,
         None => write!(f, "{} bytes", payload.len())?,
     }
-    write!(f, ", {}", hook_name(message.hook()))?;
+    let hook = Hook(message.hook());
+    match hook.name(Family(message.family())) {
+        Some(name) => write!(f, ", {name}")?,
+        None => write!(f, ", {hook}")?,
+    }
     if let Some(indev) = message.indev() {
         write!(f, " if{indev}")?;
     }
@@ -41,18 +46,6 @@ pub(crate) fn line(
         write!(f, ", mark {mark:#x}")?;
     }
     Ok(())
-}
-
-const fn hook_name(hook: u8) -> &'static str {
-    match hook {
-        NF_INET_PRE_ROUTING => "prerouting",
-        NF_INET_LOCAL_IN => "input",
-        NF_INET_FORWARD => "forward",
-        NF_INET_LOCAL_OUT => "output",
-        NF_INET_POST_ROUTING => "postrouting",
-        NF_BR_BROUTING => "brouting",
-        _ => "unknown hook",
-    }
 }
 
 /// Who talks to whom.

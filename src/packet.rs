@@ -12,6 +12,7 @@ use netfilterqueue_protocol::verdict::Verdict;
 use crate::binding::Binding;
 use crate::display::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use crate::error::EditError;
+use crate::hook::{Family, Hook};
 use crate::retained::RetainedPacket;
 use crate::slot::{Edit, Slot};
 
@@ -30,17 +31,16 @@ macro_rules! attribute_accessors {
             self.index().queue()
         }
 
-        /// The hook's family, an `NFPROTO_*` number: 2 IPv4, 10 IPv6, 7 bridge.
+        /// The hook's family: IPv4, IPv6 or bridge.
         #[must_use]
-        pub fn family(&self) -> u8 {
-            self.message().family()
+        pub fn family(&self) -> Family {
+            Family(self.message().family())
         }
 
-        /// The hook, an `NF_INET_*` number: 0 prerouting, 1 input, 2 forward, 3 output, 4 postrouting.
-        /// The bridge family uses the same numbers, and 5 for brouting.
+        /// The hook it was queued at.
         #[must_use]
-        pub fn hook(&self) -> u8 {
-            self.message().hook()
+        pub fn hook(&self) -> Hook {
+            Hook(self.message().hook())
         }
 
         /// The ethertype, host order: 0x0800 IPv4, 0x86dd IPv6; the frame's own in the bridge family.

@@ -11,6 +11,7 @@ use netfilterqueue_protocol::verdict::Verdict;
 use crate::binding::Binding;
 use crate::display;
 use crate::error::{EditError, Error};
+use crate::hook::{Family, Hook};
 use crate::packet::{attribute_accessors, check_payload};
 use crate::slot::{Edit, Slot};
 use crate::verdicts::{Answer, Datagram, Form};

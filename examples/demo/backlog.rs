@@ -30,7 +30,7 @@ pub(crate) fn judge_backlog(
     let builder = Queue::builder(QUEUE).max_len(PACKETS_MAX.into()).nonblocking(true);
     let mut queue = builder.bind()?;
     let mut rules =
-        Rules::new(Hook::Prerouting).rule(Rule::queue(QUEUE).protocol(Protocol::UDP)).install()?;
+        Rules::new(Hook::PREROUTING).rule(Rule::queue(QUEUE).protocol(Protocol::UDP)).install()?;
     // The host limits the receive buffer of ordinary users.
     let packets = usize::from(PACKETS_MAX).min(queue.receive_buffer()? / COST);
     let receivers = send(packets)?;

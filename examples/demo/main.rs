@@ -89,12 +89,12 @@ fn judge_live(terminal: Terminal, findings: &mut Findings) -> Result<QueueReport
 }
 
 fn install_rules() -> Result<[InstalledRules; 2], netfilterqueue::Error> {
-    let arriving = Rules::new(Hook::Prerouting)
+    let arriving = Rules::new(Hook::PREROUTING)
         .rule(Rule::queue(QUEUE).protocol(Protocol::UDP))
         // One direction only, to keep the output short.
         .rule(Rule::queue(QUEUE).protocol(Protocol::TCP).destination_port(traffic::TCP_PORT))
         .rule(Rule::queue(QUEUE).protocol(Protocol::ICMP))
         .rule(Rule::queue(QUEUE).protocol(Protocol::ICMPV6));
-    let marked = Rules::new(Hook::Input).rule(Rule::queue(MARKED_QUEUE).mark(MARK));
+    let marked = Rules::new(Hook::INPUT).rule(Rule::queue(MARKED_QUEUE).mark(MARK));
     Ok([arriving.install()?, marked.install()?])
 }

@@ -184,6 +184,8 @@ pub const NF_BR_BROUTING: u8 = 5;
 
 /// No particular family.
 pub const NFPROTO_UNSPEC: u8 = 0;
+/// IPv4 and IPv6, in rules; packets are never of it. Since 3.14.
+pub const NFPROTO_INET: u8 = 1;
 /// IPv4.
 pub const NFPROTO_IPV4: u8 = 2;
 /// Frames in a bridge.

@@ -7,7 +7,7 @@
 //! ```no_run
 //! use netfilterqueue::rules::{Hook, Protocol, Rule, Rules};
 //!
-//! let rules = Rules::new(Hook::Output)
+//! let rules = Rules::new(Hook::OUTPUT)
 //!     .rule(Rule::queue(1).protocol(Protocol::UDP).destination_port(53).bypass(true))
 //!     .rule(Rule::queue(2).protocol(Protocol::ICMP))
 //!     .install()?;
@@ -57,6 +57,7 @@ use nix::errno::Errno;
 pub use self::rule::{Protocol, Rule};
 use self::transaction::{Connection, Failure, Request};
 use crate::error::Error;
+pub use crate::hook::{Family, Hook};
 
 /// The only chain of our tables.
 const CHAIN: &str = "queue";
@@ -69,55 +70,6 @@ const TABLE: usize = 0;
 const BEFORE_RULES: usize = 2;
 /// How many names are tried for the table; one is enough unless a killed process left its own.
 const NAMES: u32 = 16;
-
-/// Where on its way through the kernel a packet meets the rules.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Hook {
-    /// All arriving packets, before routing decides where they go.
-    Prerouting,
-    /// Packets for this host.
-    Input,
-    /// Packets that are routed through this host.
-    Forward,
-    /// Packets that this host makes.
-    Output,
-    /// All leaving packets, after routing.
-    Postrouting,
-}
-
-impl Hook {
-    const fn number(self) -> InetHookNumber {
-        match self {
-            Self::Prerouting => InetHookNumber::PreRouting,
-            Self::Input => InetHookNumber::LocalIn,
-            Self::Forward => InetHookNumber::Forward,
-            Self::Output => InetHookNumber::LocalOut,
-            Self::Postrouting => InetHookNumber::PostRouting,
-        }
-    }
-}
-
-/// Which IP versions the rules see.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub enum Family {
-    /// IPv4 and IPv6 (`table inet`).
-    #[default]
-    Inet,
-    /// IPv4 only (`table ip`).
-    Ipv4,
-    /// IPv6 only (`table ip6`).
-    Ipv6,
-}
-
-impl Family {
-    const fn number(self) -> NetfilterProtoFamily {
-        match self {
-            Self::Inet => NetfilterProtoFamily::Inet,
-            Self::Ipv4 => NetfilterProtoFamily::IPv4,
-            Self::Ipv6 => NetfilterProtoFamily::IPv6,
-        }
-    }
-}
 
 /// What the kernel queues with. Both do the same to packets; they look different in `nft list
 /// ruleset`.
@@ -146,10 +98,10 @@ pub struct Rules {
 impl Rules {
     /// No rules yet, at `hook`, for IPv4 and IPv6, at priority 0.
     pub const fn new(hook: Hook) -> Self {
-        Self { hook, family: Family::Inet, priority: 0, rules: Vec::new() }
+        Self { hook, family: Family::INET, priority: 0, rules: Vec::new() }
     }
 
-    /// For which IP versions. [`Family::Inet`] unless set.
+    /// For which IP versions. [`Family::INET`] unless set.
     pub const fn family(mut self, family: Family) -> Self {
         self.family = family;
         self
@@ -206,9 +158,9 @@ impl Rules {
             let rules = self.rule_requests(&table, attempt.mechanism)?;
             let requests = [self.table_request(&table, attempt.owned), self.chain_request(&table)];
             let requests = requests.into_iter().chain(rules.iter().cloned()).collect();
-            match connection.commit(self.family.number(), requests) {
+            match connection.commit(NetfilterProtoFamily::from(self.family.0), requests) {
                 Ok(()) => {
-                    let family = self.family.number();
+                    let family = NetfilterProtoFamily::from(self.family.0);
                     let Attempt { owned, mechanism, .. } = attempt;
                     return Ok(InstalledRules {
                         connection,
@@ -240,7 +192,7 @@ impl Rules {
             ChainAttribute::Table(table.to_owned()),
             ChainAttribute::Name(CHAIN.to_owned()),
             ChainAttribute::Hook(vec![
-                HookAttribute::Number(self.hook.number().into()),
+                HookAttribute::Number(InetHookNumber::from(u32::from(self.hook.0)).into()),
                 HookAttribute::Priority(self.priority.cast_unsigned()),
             ]),
             ChainAttribute::Policy(POLICY_ACCEPT),
@@ -466,8 +418,8 @@ mod tests {
 
     #[test]
     fn nothing_to_install() {
-        assert!(matches!(Rules::new(Hook::Input).install(), Err(Error::InvalidRule(_))));
-        let rules = Rules::new(Hook::Output).rule(Rule::queue(1).input_interface("lo"));
+        assert!(matches!(Rules::new(Hook::INPUT).install(), Err(Error::InvalidRule(_))));
+        let rules = Rules::new(Hook::OUTPUT).rule(Rule::queue(1).input_interface("lo"));
         assert!(matches!(rules.install(), Err(Error::InvalidRule(_))));
     }
 }

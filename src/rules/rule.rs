@@ -126,15 +126,15 @@ impl Rule {
     }
 
     /// Only packets that came in through this interface: its exact name, 1 to 15 bytes. It need not
-    /// exist yet. Never matches at [`Hook::Output`], where it is refused, nor at
-    /// [`Hook::Postrouting`] packets that this host made.
+    /// exist yet. Never matches at [`Hook::OUTPUT`], where it is refused, nor at
+    /// [`Hook::POSTROUTING`] packets that this host made.
     pub fn input_interface(mut self, name: impl Into<String>) -> Self {
         self.matches.input_interface = Some(name.into());
         self
     }
 
     /// Only packets that will leave through this interface: its exact name, 1 to 15 bytes. It need
-    /// not exist yet. Refused at [`Hook::Prerouting`] and [`Hook::Input`], where none is known.
+    /// not exist yet. Refused at [`Hook::PREROUTING`] and [`Hook::INPUT`], where none is known.
     pub fn output_interface(mut self, name: impl Into<String>) -> Self {
         self.matches.output_interface = Some(name.into());
         self
@@ -165,6 +165,9 @@ impl Rule {
     /// Finds what the kernel would refuse without a word, or accept and never match.
     pub(super) fn check(&self, hook: Hook) -> Result<(), Error> {
         self.queue_count()?;
+        if hook > Hook::POSTROUTING {
+            return Err(Error::InvalidRule("packets can be queued at hooks 0 to 4 only"));
+        }
         let matches = &self.matches;
         let has_ports = matches.protocol.is_some_and(Protocol::has_ports);
         if (matches.source_port.is_some() || matches.destination_port.is_some()) && !has_ports {
@@ -180,12 +183,12 @@ impl Rule {
                 return Err(Error::InvalidRule("the name of an interface has 1 to 15 bytes"));
             }
         }
-        if matches.input_interface.is_some() && hook == Hook::Output {
+        if matches.input_interface.is_some() && hook == Hook::OUTPUT {
             return Err(Error::InvalidRule(
                 "packets at the output hook came in through no interface",
             ));
         }
-        if matches.output_interface.is_some() && matches!(hook, Hook::Prerouting | Hook::Input) {
+        if matches.output_interface.is_some() && matches!(hook, Hook::PREROUTING | Hook::INPUT) {
             return Err(Error::InvalidRule(
                 "at the prerouting and input hooks no output interface is known",
             ));
@@ -209,14 +212,14 @@ mod tests {
     fn ports_need_a_protocol_that_has_them() {
         for protocol in [6, 17, 33, 132, 136] {
             let rule = Rule::queue(1).protocol(Protocol(protocol)).source_port(1);
-            assert!(rule.check(Hook::Input).is_ok(), "{protocol}");
+            assert!(rule.check(Hook::INPUT).is_ok(), "{protocol}");
         }
         for rule in [
             Rule::queue(1).source_port(1),
             Rule::queue(1).destination_port(1),
             Rule::queue(1).protocol(Protocol::ICMP).destination_port(1),
         ] {
-            assert!(refusal(&rule, Hook::Input).starts_with("a port needs"));
+            assert!(refusal(&rule, Hook::INPUT).starts_with("a port needs"));
         }
     }
 
@@ -224,9 +227,9 @@ mod tests {
     fn interface_names_have_1_to_15_bytes() {
         for name in ["", "sixteen-bytes-16", "nul\0"] {
             let rule = Rule::queue(1).input_interface(name);
-            assert!(refusal(&rule, Hook::Input).starts_with("the name"), "{name:?}");
+            assert!(refusal(&rule, Hook::INPUT).starts_with("the name"), "{name:?}");
         }
-        assert!(Rule::queue(1).input_interface("fifteen-bytes15").check(Hook::Input).is_ok());
+        assert!(Rule::queue(1).input_interface("fifteen-bytes15").check(Hook::INPUT).is_ok());
     }
 
     #[test]
@@ -234,11 +237,11 @@ mod tests {
         let input = Rule::queue(1).input_interface("lo");
         let output = Rule::queue(1).output_interface("lo");
         for (hook, input_ok, output_ok) in [
-            (Hook::Prerouting, true, false),
-            (Hook::Input, true, false),
-            (Hook::Forward, true, true),
-            (Hook::Output, false, true),
-            (Hook::Postrouting, true, true),
+            (Hook::PREROUTING, true, false),
+            (Hook::INPUT, true, false),
+            (Hook::FORWARD, true, true),
+            (Hook::OUTPUT, false, true),
+            (Hook::POSTROUTING, true, true),
         ] {
             assert_eq!(input.check(hook).is_ok(), input_ok, "{hook:?}");
             assert_eq!(output.check(hook).is_ok(), output_ok, "{hook:?}");
@@ -251,14 +254,14 @@ mod tests {
         assert_eq!(Rule::queues(2..=5).queue_count().ok(), Some(4));
         assert_eq!(Rule::queue(65535).queue_count().ok(), Some(1));
         assert_eq!(Rule::queues(1..=65535).queue_count().ok(), Some(65535));
-        assert!(refusal(&Rule::queues(0..=65535), Hook::Input).contains("65535"));
-        assert!(refusal(&Rule::queues(5..=4), Hook::Input).contains("empty"));
+        assert!(refusal(&Rule::queues(0..=65535), Hook::INPUT).contains("65535"));
+        assert!(refusal(&Rule::queues(5..=4), Hook::INPUT).contains("empty"));
     }
 
     #[test]
     fn a_mark_stays_within_its_mask() {
-        assert!(Rule::queue(1).mark(0).check(Hook::Input).is_ok());
-        assert!(Rule::queue(1).mark_masked(0x10, 0xf0).check(Hook::Input).is_ok());
-        assert!(refusal(&Rule::queue(1).mark_masked(0x11, 0xf0), Hook::Input).contains("mask"));
+        assert!(Rule::queue(1).mark(0).check(Hook::INPUT).is_ok());
+        assert!(Rule::queue(1).mark_masked(0x10, 0xf0).check(Hook::INPUT).is_ok());
+        assert!(refusal(&Rule::queue(1).mark_masked(0x11, 0xf0), Hook::INPUT).contains("mask"));
     }
 }

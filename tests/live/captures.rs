@@ -69,7 +69,7 @@ fn udp_over_ipv4_at_output(_: &Namespace) {
     let udp = UdpPair::new(V4);
     let send = || udp.send(b"five!");
     let builder = Queue::builder(7);
-    capture("ipv4-output-udp", builder, Hook::Output, Protocol::UDP, send, |message| {
+    capture("ipv4-output-udp", builder, Hook::OUTPUT, Protocol::UDP, send, |message| {
         assert_eq!((message.queue(), message.id(), message.family(), message.hook()), (7, 1, 2, 3));
         assert_eq!((message.indev(), message.outdev(), message.mark()), (None, Some(1), None));
         assert_eq!(message.payload().len(), 33);
@@ -84,7 +84,7 @@ fn tcp_syn_over_ipv6_at_input(_: &Namespace) {
     let mut connecting = None;
     let send = || connecting = Some(std::thread::spawn(move || connect(address)));
     let builder = Queue::builder(65_535);
-    capture("ipv6-input-tcp-syn", builder, Hook::Input, Protocol::TCP, send, |message| {
+    capture("ipv6-input-tcp-syn", builder, Hook::INPUT, Protocol::TCP, send, |message| {
         assert_eq!((message.queue(), message.family(), message.hook()), (65_535, 10, 1));
         assert_eq!((message.indev(), message.outdev()), (Some(1), None));
         assert_eq!(message.hw_protocol(), 0x86dd);
@@ -103,7 +103,7 @@ fn truncated_copy(_: &Namespace) {
     let udp = UdpPair::new(V4);
     let send = || udp.send(&[0x55; 1000]);
     let builder = Queue::builder(0).copy_mode(CopyMode::Packet { range: 41 });
-    capture("ipv4-output-udp-truncated", builder, Hook::Output, Protocol::UDP, send, |message| {
+    capture("ipv4-output-udp-truncated", builder, Hook::OUTPUT, Protocol::UDP, send, |message| {
         assert_eq!((message.payload().len(), message.cap_len()), (41, Some(1028)));
     });
     assert_eq!(udp.receive(), [0x55; 1000]);
@@ -116,7 +116,7 @@ fn attributes_without_payload(_: &Namespace) {
     capture(
         "ipv6-prerouting-udp-meta",
         builder,
-        Hook::Prerouting,
+        Hook::PREROUTING,
         Protocol::UDP,
         send,
         |message| {
@@ -134,7 +134,7 @@ fn owner_of_the_socket(_: &Namespace) {
     capture(
         "ipv4-postrouting-udp-uid",
         builder,
-        Hook::Postrouting,
+        Hook::POSTROUTING,
         Protocol::UDP,
         send,
         |message| {

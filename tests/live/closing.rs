@@ -195,7 +195,7 @@ fn two_queues_do_not_mix(_: &Namespace) {
     let rule = |number, udp: &UdpPair| {
         Rule::queue(number).protocol(Protocol::UDP).destination_port(udp.receiver_address().port())
     };
-    let rules = Rules::new(Hook::Output).rule(rule(1, &udp)).rule(rule(2, &other_udp));
+    let rules = Rules::new(Hook::OUTPUT).rule(rule(1, &udp)).rule(rule(2, &other_udp));
     let _rules = rules.install().unwrap();
     udp.send(&[1]);
     other_udp.send(&[2]);

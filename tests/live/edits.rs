@@ -170,7 +170,7 @@ fn a_port_changes(_: &Namespace) {
 
 fn an_edit_and_a_mark_leave_together(_: &Namespace) {
     let (mut first, mut second) = (bind(), Queue::builder(2).bind().unwrap());
-    let _rules = (queue_udp(1), queue_udp_at(Hook::Input, 2));
+    let _rules = (queue_udp(1), queue_udp_at(Hook::INPUT, 2));
     let udp = UdpPair::new(V4);
     udp.send(b"a");
     edit_one(&mut first, |packet| {
@@ -229,7 +229,7 @@ fn more_edited_packets_than_a_datagram_lists_leave_in_two(_: &Namespace) {
 /// Replaces each of `count` packets by one of another length.
 fn edit_many(count: usize, send_calls: u64) {
     let mut queue = bind();
-    let _rules = queue_udp_at(Hook::Input, 1);
+    let _rules = queue_udp_at(Hook::INPUT, 1);
     let udp = UdpPair::new(V4);
     udp.send_each(0..count as u8);
     let mut batch = receive_exactly(&mut queue, count);
@@ -382,7 +382,7 @@ impl Stream {
         client.set_write_timeout(Some(SOON)).unwrap();
         server.set_read_timeout(Some(SOON)).unwrap();
         let rule = Rule::queue(1).protocol(Protocol::TCP).destination_port(address.port());
-        Self { client, server, _rules: Rules::new(Hook::Output).rule(rule).install().unwrap() }
+        Self { client, server, _rules: Rules::new(Hook::OUTPUT).rule(rule).install().unwrap() }
     }
 
     /// Sends `sent` and returns what the server reads.

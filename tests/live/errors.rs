@@ -95,7 +95,7 @@ fn binding_without_the_capability_says_so(_: &Namespace) {
 }
 
 fn installing_rules_without_the_capability_says_so(_: &Namespace) {
-    let rules = || Rules::new(Hook::Output).rule(Rule::queue(1).protocol(Protocol::UDP)).install();
+    let rules = || Rules::new(Hook::OUTPUT).rule(Rule::queue(1).protocol(Protocol::UDP)).install();
     let error = without_capability(rules).unwrap_err();
     let is_told = matches!(error, Error::NoCapability { operation: Operation::Rules });
     assert!(is_told, "{error:?}");

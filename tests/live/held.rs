@@ -67,7 +67,7 @@ pub fn retain_one(queue: &mut Queue) -> RetainedPacket {
 
 /// Makes the kernel drop all packets that wait in queues: it does so when any hook goes away.
 fn flush() {
-    let unrelated = Rules::new(Hook::Forward).family(Family::Ipv6).rule(Rule::queue(9));
+    let unrelated = Rules::new(Hook::FORWARD).family(Family::IPV6).rule(Rule::queue(9));
     drop(unrelated.install().unwrap());
 }
 
@@ -189,7 +189,7 @@ fn a_retained_packet_is_judged_in_another_thread(_: &Namespace) {
 fn a_retained_packet_takes_its_mark_along(_: &Namespace) {
     let mut first = bind();
     let mut second = Queue::builder(2).bind().unwrap();
-    let _rules = (queue_udp(1), queue_udp_at(Hook::Input, 2));
+    let _rules = (queue_udp(1), queue_udp_at(Hook::INPUT, 2));
     let udp = UdpPair::new(V4);
     udp.send_each(0..2);
     let mut batch = receive_exactly(&mut first, 2);

@@ -6,8 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netfilterqueue::{
-    Batch, ConfigFlags, CopyMode, Decided, EditError, Error, FlagChange, Packet, Queue, StopHandle,
-    Verdict,
+    Batch, ConfigFlags, CopyMode, Decided, EditError, Error, Family, FlagChange, Hook, Packet,
+    Queue, StopHandle, Verdict,
 };
 use netfilterqueue_netns::Namespace;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -152,7 +152,8 @@ fn copy_mode_shows_in_packets_queued_later(namespace: &Namespace) {
     let mut batch = receive_exactly(&mut queue, 4);
     let lo = namespace.link_index("lo").unwrap();
     for mut packet in &mut batch {
-        assert_eq!((packet.family(), packet.hook(), packet.hw_protocol()), (2, 3, 0x0800));
+        assert_eq!((packet.family(), packet.hook()), (Family::IPV4, Hook::OUTPUT));
+        assert_eq!(packet.hw_protocol(), 0x0800);
         assert_eq!((packet.indev(), packet.outdev()), (None, Some(lo)));
         let copied = (packet.payload().len(), packet.original_len());
         match packet.id() {

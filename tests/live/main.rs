@@ -98,7 +98,7 @@ fn load_modules() {
     namespace.run(|| {
         // What does not work here is for the tests to report.
         let _ = netfilterqueue::Queue::builder(0).bind();
-        let _ = Rules::new(Hook::Input).rule(Rule::queue(0).mark_masked(0, 1)).install();
+        let _ = Rules::new(Hook::INPUT).rule(Rule::queue(0).mark_masked(0, 1)).install();
     });
 }
 

@@ -61,7 +61,7 @@ fn parity_2_two_queues_drop_by_content_and_pass_after_unbind(router: &Namespace)
         Rule::queue(number).protocol(Protocol::UDP).destination_port(to(udp)).bypass(true)
     };
     assert_ne!(to(&v4), to(&v6), "the rules tell the two by their ports");
-    let _rules = Rules::new(Hook::Forward).rule(rule(1, &v4)).rule(rule(2, &v6)).install().unwrap();
+    let _rules = Rules::new(Hook::FORWARD).rule(rule(1, &v4)).rule(rule(2, &v6)).install().unwrap();
 
     let words = ["one", "two", "three"];
     let send = |udp: &UdpPair| words.iter().for_each(|word| udp.send(word.as_bytes()));
@@ -92,7 +92,7 @@ fn dropping(queue: Queue, data: &'static [u8]) -> Judging {
 fn parity_3_edit_with_length_change_and_reorder(router: &Namespace) {
     let peers = Peers::of(router);
     let mut queue = Queue::builder(1).bind().unwrap();
-    let _rules = queue_udp_at(Hook::Forward, 1);
+    let _rules = queue_udp_at(Hook::FORWARD, 1);
     for udp in [peers.udp_v4(), peers.udp_v6()] {
         let mut batch = next_packet(&mut queue, &udp, b"held");
         let (mut held, _) = batch.iter_mut().next().unwrap().retain();
@@ -127,7 +127,7 @@ fn parity_4_meta_mode_mark_and_repeat_five_times(router: &Namespace) {
     let peers = Peers::of(router);
     let mut queue = Queue::builder(1).copy_mode(CopyMode::Meta).bind().unwrap();
     let rules = (0..5).map(|mark| Rule::queue(1).protocol(Protocol::UDP).mark(mark));
-    let _rules = rules.fold(Rules::new(Hook::Forward), Rules::rule).install().unwrap();
+    let _rules = rules.fold(Rules::new(Hook::FORWARD), Rules::rule).install().unwrap();
     let udp = peers.udp_v4();
     udp.send(b"again and again");
     for mark in 0..5 {
@@ -151,7 +151,7 @@ type Links = (u8, Option<u32>, Option<u32>, Option<Vec<u8>>);
 fn parity_5_hwaddr_and_devices_per_hook(router: &Namespace) {
     let peers = Peers::of(router);
     let (judging, seen) = noting_links(Queue::builder(1).bind().unwrap());
-    let _rules = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting]
+    let _rules = [Hook::PREROUTING, Hook::INPUT, Hook::FORWARD, Hook::OUTPUT, Hook::POSTROUTING]
         .map(|hook| queue_udp_at(hook, 1));
     let left = Some(router.link_index("left").unwrap());
     let right = Some(router.link_index("right").unwrap());
@@ -189,7 +189,7 @@ fn noting_links(queue: Queue) -> (Judging, mpsc::Receiver<Links>) {
     let (note, seen) = mpsc::channel();
     let judging = Judging::start(queue, move |packet| {
         let hwaddr = packet.hwaddr().map(<[u8]>::to_vec);
-        note.send((packet.hook(), packet.indev(), packet.outdev(), hwaddr)).unwrap();
+        note.send((packet.hook().0, packet.indev(), packet.outdev(), hwaddr)).unwrap();
         packet.accept()
     });
     (judging, seen)
@@ -223,7 +223,7 @@ fn parity_7_payload_of_a_packet_needs_retain(router: &Namespace) {
     // That a Packet does not outlive its batch, nor its verdict, is checked by the compiler.
     let peers = Peers::of(router);
     let mut queue = Queue::builder(1).bind().unwrap();
-    let _rules = queue_udp_at(Hook::Forward, 1);
+    let _rules = queue_udp_at(Hook::FORWARD, 1);
     let udp = peers.udp_v4();
     udp.send(b"kept");
     let mut batch = receive_exactly(&mut queue, 1);
@@ -316,7 +316,7 @@ fn ping_through_a_queue_that_edits_it(router: &Namespace) {
         packet.accept()
     });
     let _rules =
-        Rules::new(Hook::Forward).rule(Rule::queue(1).protocol(Protocol::ICMP)).install().unwrap();
+        Rules::new(Hook::FORWARD).rule(Rule::queue(1).protocol(Protocol::ICMP)).install().unwrap();
     assert_eq!(peers.client.run(|| ping(b"hello")), b"HELLO");
     assert_eq!(seen.try_iter().collect::<Vec<_>>(), [8, 0], "an echo request and its reply");
     assert_eq!(judging.finish().stats().answered, 2);
@@ -364,7 +364,7 @@ fn bulk_tcp_through_a_queue_arrives_intact(router: &Namespace) {
 }
 
 fn queue_tcp() -> InstalledRules {
-    Rules::new(Hook::Forward).rule(Rule::queue(1).protocol(Protocol::TCP)).install().unwrap()
+    Rules::new(Hook::FORWARD).rule(Rule::queue(1).protocol(Protocol::TCP)).install().unwrap()
 }
 
 /// Bytes that tell their place.

@@ -41,12 +41,7 @@ pub const TESTS: [Test; 16] = tests![
 ];
 
 const HOOKS: [Hook; 5] =
-    [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
-
-/// The hook's number in a packet.
-fn number_of(hook: Hook) -> u8 {
-    HOOKS.iter().position(|other| *other == hook).unwrap() as u8
-}
+    [Hook::PREROUTING, Hook::INPUT, Hook::FORWARD, Hook::OUTPUT, Hook::POSTROUTING];
 
 fn udp_rule(number: u16) -> Rule {
     Rule::queue(number).protocol(Protocol::UDP)
@@ -58,7 +53,7 @@ fn install(hook: Hook, rule: Rule) -> InstalledRules {
 
 /// Sends a datagram and tells whether it came through the queue, and at which hook and family if so; else
 /// it has arrived on its own. Accepted, it arrives as well.
-fn queued_at(queue: &mut Queue, udp: &UdpPair) -> Option<(u8, u8)> {
+fn queued_at(queue: &mut Queue, udp: &UdpPair) -> Option<(Hook, Family)> {
     udp.send(b"?");
     udp.receiver.set_nonblocking(true).unwrap();
     queue.set_nonblocking(true);
@@ -91,19 +86,27 @@ fn every_hook_in_every_family_queues_its_packets_only(router: &Namespace) {
     let (local_v4, local_v6) = (UdpPair::new(V4), UdpPair::new(V6));
     let (routed_v4, routed_v6) = (peers.udp_v4(), peers.udp_v6());
     for hook in HOOKS {
-        let is_forward = hook == Hook::Forward;
+        let is_forward = hook == Hook::FORWARD;
         let v4 = if is_forward { &routed_v4 } else { &local_v4 };
         let v6 = if is_forward { &routed_v6 } else { &local_v6 };
         for (family, sees_v4, sees_v6) in
-            [(Family::Inet, true, true), (Family::Ipv4, true, false), (Family::Ipv6, false, true)]
+            [(Family::INET, true, true), (Family::IPV4, true, false), (Family::IPV6, false, true)]
         {
             let rules = Rules::new(hook).family(family).rule(udp_rule(1)).install().unwrap();
-            let expected = |sees: bool, number| sees.then_some((number_of(hook), number));
-            assert_eq!(queued_at(&mut queue, v4), expected(sees_v4, 2), "{hook:?} {family:?}");
-            assert_eq!(queued_at(&mut queue, v6), expected(sees_v6, 10), "{hook:?} {family:?}");
+            let expected = |sees: bool, family| sees.then_some((hook, family));
+            assert_eq!(
+                queued_at(&mut queue, v4),
+                expected(sees_v4, Family::IPV4),
+                "{hook:?} {family:?}"
+            );
+            assert_eq!(
+                queued_at(&mut queue, v6),
+                expected(sees_v6, Family::IPV6),
+                "{hook:?} {family:?}"
+            );
             let other_way = if is_forward { &local_v4 } else { &routed_v4 };
             // Routed packets pass prerouting and postrouting too; only forwarding has its own way.
-            if matches!(hook, Hook::Forward | Hook::Input | Hook::Output) {
+            if matches!(hook, Hook::FORWARD | Hook::INPUT | Hook::OUTPUT) {
                 assert!(!is_queued(&mut queue, other_way), "{hook:?} {family:?}");
             }
             rules.remove().unwrap();
@@ -119,7 +122,7 @@ fn ports_and_protocols_match(_: &Namespace) {
         let source = udp.sender.local_addr().unwrap().port();
         let destination = udp.receiver_address().port();
         let mut check = |rule: Rule, expected: [bool; 2]| {
-            let _rules = install(Hook::Output, rule.clone());
+            let _rules = install(Hook::OUTPUT, rule.clone());
             let queued = [&udp, &other].map(|udp| is_queued(&mut queue, udp));
             assert_eq!(queued, expected, "{rule:?}");
         };
@@ -146,20 +149,20 @@ fn interfaces_match(router: &Namespace) {
         let queued = [&routed, &local].map(|udp| is_queued(&mut queue, udp));
         assert_eq!(queued, expected, "{hook:?} {rule:?}");
     };
-    check(Hook::Prerouting, udp_rule(1).input_interface("left"), [true, false]);
-    check(Hook::Prerouting, udp_rule(1).input_interface("lo"), [false, true]);
-    check(Hook::Input, udp_rule(1).input_interface("lo"), [false, true]);
-    check(Hook::Input, udp_rule(1).input_interface("l"), [false, false]);
-    check(Hook::Output, udp_rule(1).output_interface("lo"), [false, true]);
-    check(Hook::Output, udp_rule(1).output_interface("lo2"), [false, false]);
-    check(Hook::Forward, udp_rule(1).input_interface("left"), [true, false]);
-    check(Hook::Forward, udp_rule(1).input_interface("right"), [false, false]);
+    check(Hook::PREROUTING, udp_rule(1).input_interface("left"), [true, false]);
+    check(Hook::PREROUTING, udp_rule(1).input_interface("lo"), [false, true]);
+    check(Hook::INPUT, udp_rule(1).input_interface("lo"), [false, true]);
+    check(Hook::INPUT, udp_rule(1).input_interface("l"), [false, false]);
+    check(Hook::OUTPUT, udp_rule(1).output_interface("lo"), [false, true]);
+    check(Hook::OUTPUT, udp_rule(1).output_interface("lo2"), [false, false]);
+    check(Hook::FORWARD, udp_rule(1).input_interface("left"), [true, false]);
+    check(Hook::FORWARD, udp_rule(1).input_interface("right"), [false, false]);
     let both = udp_rule(1).input_interface("left").output_interface("right");
-    check(Hook::Forward, both, [true, false]);
+    check(Hook::FORWARD, both, [true, false]);
     let swapped = udp_rule(1).input_interface("right").output_interface("left");
-    check(Hook::Forward, swapped, [false, false]);
-    check(Hook::Postrouting, udp_rule(1).output_interface("right"), [true, false]);
-    check(Hook::Postrouting, udp_rule(1).output_interface("lo"), [false, true]);
+    check(Hook::FORWARD, swapped, [false, false]);
+    check(Hook::POSTROUTING, udp_rule(1).output_interface("right"), [true, false]);
+    check(Hook::POSTROUTING, udp_rule(1).output_interface("lo"), [false, true]);
 }
 
 fn marks_match(_: &Namespace) {
@@ -168,7 +171,7 @@ fn marks_match(_: &Namespace) {
     setsockopt(&marked.sender, sockopt::Mark, &0x1234_5678).expect("a mark");
     let unmarked = UdpPair::new(V4);
     let mut check = |rule: Rule, expected: [bool; 2]| {
-        let _rules = install(Hook::Output, rule.clone());
+        let _rules = install(Hook::OUTPUT, rule.clone());
         let queued = [&marked, &unmarked].map(|udp| is_queued(&mut queue, udp));
         assert_eq!(queued, expected, "{rule:?}");
     };
@@ -186,7 +189,7 @@ fn the_first_rule_that_matches_takes_the_packet(_: &Namespace) {
     let mut second = Queue::builder(2).bind().unwrap();
     let (special, general) = (UdpPair::new(V4), UdpPair::new(V4));
     let port = special.receiver_address().port();
-    let _rules = Rules::new(Hook::Output)
+    let _rules = Rules::new(Hook::OUTPUT)
         .rule(udp_rule(1).destination_port(port))
         .rule(udp_rule(2))
         .rule(udp_rule(3))
@@ -200,7 +203,7 @@ fn the_first_rule_that_matches_takes_the_packet(_: &Namespace) {
 fn the_lower_priority_comes_first(_: &Namespace) {
     let mut queues = [1, 2, 3].map(|number| Queue::builder(number).bind().unwrap());
     let at = |priority, number| {
-        Rules::new(Hook::Output).priority(priority).rule(udp_rule(number)).install().unwrap()
+        Rules::new(Hook::OUTPUT).priority(priority).rule(udp_rule(number)).install().unwrap()
     };
     let _rules = [at(i32::MAX, 3), at(-1, 1), at(0, 2)];
     let udp = UdpPair::new(V4);
@@ -222,7 +225,7 @@ fn the_lower_priority_comes_first(_: &Namespace) {
 fn a_range_of_queues_spreads_by_address(_: &Namespace) {
     const ADDRESSES: u8 = 60;
     let mut queues = [4, 5, 6, 7].map(|number| Queue::builder(number).bind().unwrap());
-    let _rules = install(Hook::Output, Rule::queues(4..=7).protocol(Protocol::UDP));
+    let _rules = install(Hook::OUTPUT, Rule::queues(4..=7).protocol(Protocol::UDP));
     let mut counts = [0; 4];
     for last in 1..=ADDRESSES {
         let address = IpAddr::V4(Ipv4Addr::new(127, 0, 1, last));
@@ -254,7 +257,7 @@ fn datagrams_per_address(queue: &mut Queue, seen: &mut BTreeMap<u8, usize>) -> u
 fn cpu_fanout_spreads_by_processor(_: &Namespace) {
     let mut queues = [0, 1].map(|number| Queue::builder(number).bind().unwrap());
     let rule = Rule::queues(0..=1).protocol(Protocol::UDP).cpu_fanout(true);
-    let _rules = install(Hook::Output, rule);
+    let _rules = install(Hook::OUTPUT, rule);
     let udp = UdpPair::new(V4);
     let this_thread = Pid::from_raw(0);
     let allowed = sched_getaffinity(this_thread).unwrap();
@@ -267,7 +270,7 @@ fn cpu_fanout_spreads_by_processor(_: &Namespace) {
 }
 
 fn without_a_listener_packets_are_dropped_or_bypass(_: &Namespace) {
-    for (address, hook) in [(V4, Hook::Output), (V6, Hook::Output), (V4, Hook::Input)] {
+    for (address, hook) in [(V4, Hook::OUTPUT), (V6, Hook::OUTPUT), (V4, Hook::INPUT)] {
         let udp = UdpPair::new(address);
         let rules = install(hook, udp_rule(1).bypass(true));
         udp.send(b"passes");
@@ -286,7 +289,7 @@ fn without_a_listener_packets_are_dropped_or_bypass(_: &Namespace) {
 fn dropping_the_guard_lets_traffic_pass_again(_: &Namespace) {
     let udp = UdpPair::new(V4);
     for _ in 0..3 {
-        let rules = queue_udp_at(Hook::Input, 1);
+        let rules = queue_udp_at(Hook::INPUT, 1);
         assert!(rules.table().starts_with("netfilterqueue-"), "{}", rules.table());
         udp.send(b"dropped");
         udp.expect_nothing();
@@ -352,7 +355,7 @@ fn removal_flushes_packets_that_wait(_: &Namespace) {
 fn installed_rules_belong_to_their_namespace(_: &Namespace) {
     let other = Namespace::new().unwrap();
     let (here, there) = (UdpPair::new(V4), other.run(|| UdpPair::new(V4)));
-    let rules = other.run(|| queue_udp_at(Hook::Input, 1));
+    let rules = other.run(|| queue_udp_at(Hook::INPUT, 1));
     here.send(b"passes");
     assert_eq!(here.receive_all(1), [b"passes"]);
     there.send(b"dropped");
@@ -368,7 +371,7 @@ pub const HOLD_RULES: &str = "NETFILTERQUEUE_HOLD_RULES";
 
 /// The main function of that child process.
 pub fn hold_rules() -> ExitCode {
-    let rules = queue_udp_at(Hook::Input, 1);
+    let rules = queue_udp_at(Hook::INPUT, 1);
     println!("{}", if rules.is_owned() { "owned" } else { "not owned" });
     // Longer than any test may take; not for ever, should the test be killed.
     thread::sleep(crate::TIME_LIMIT);
@@ -424,7 +427,7 @@ fn a_killed_process_leaves_no_rules(_: &Namespace) {
 
 fn a_child_process_does_not_inherit_the_rules(_: &Namespace) {
     let udp = UdpPair::new(V4);
-    let rules = queue_udp_at(Hook::Output, 2);
+    let rules = queue_udp_at(Hook::OUTPUT, 2);
     let (holder, _) = Holder::start();
     drop(rules);
     let mut queue = Queue::builder(1).bind().unwrap();
@@ -437,14 +440,14 @@ fn what_cannot_be_expressed_is_refused(_: &Namespace) {
         let error = Rules::new(hook).rule(udp_rule(1)).rule(rule).install().unwrap_err();
         assert!(matches!(error, Error::InvalidRule(_)), "{error}");
     };
-    refused(Hook::Input, Rule::queue(1).destination_port(53));
-    refused(Hook::Input, Rule::queue(1).protocol(Protocol::ICMP).source_port(1));
-    refused(Hook::Input, Rule::queue(1).input_interface("sixteen-bytes-16"));
-    refused(Hook::Input, Rule::queue(1).output_interface("lo"));
-    refused(Hook::Output, Rule::queue(1).input_interface("lo"));
-    refused(Hook::Output, Rule::queue(1).mark_masked(2, 1));
-    refused(Hook::Output, Rule::queues(0..=u16::MAX));
-    let many = (0..2000).fold(Rules::new(Hook::Output), |rules, _| rules.rule(udp_rule(1)));
+    refused(Hook::INPUT, Rule::queue(1).destination_port(53));
+    refused(Hook::INPUT, Rule::queue(1).protocol(Protocol::ICMP).source_port(1));
+    refused(Hook::INPUT, Rule::queue(1).input_interface("sixteen-bytes-16"));
+    refused(Hook::INPUT, Rule::queue(1).output_interface("lo"));
+    refused(Hook::OUTPUT, Rule::queue(1).input_interface("lo"));
+    refused(Hook::OUTPUT, Rule::queue(1).mark_masked(2, 1));
+    refused(Hook::OUTPUT, Rule::queues(0..=u16::MAX));
+    let many = (0..2000).fold(Rules::new(Hook::OUTPUT), |rules, _| rules.rule(udp_rule(1)));
     let error = many.install().unwrap_err();
     assert!(matches!(error, Error::InvalidRule(_)), "{error}");
     // All or nothing: the good rules beside the bad ones are not there either.

@@ -19,7 +19,7 @@ pub const QUIET: Duration = Duration::from_millis(100);
 
 /// Sends UDP datagrams that this host makes to a queue.
 pub fn queue_udp(number: u16) -> InstalledRules {
-    queue_udp_at(Hook::Output, number)
+    queue_udp_at(Hook::OUTPUT, number)
 }
 
 /// Sends UDP datagrams to a queue at a hook.

@@ -125,7 +125,7 @@ fn an_undecided_packet_is_yielded_again(_: &Namespace) {
 fn an_undecided_packet_leaves_without_its_mark_and_edit(_: &Namespace) {
     let mut first = accepting_undecided();
     let mut second = Queue::builder(2).bind().unwrap();
-    let _rules = (queue_udp(1), queue_udp_at(Hook::Input, 2));
+    let _rules = (queue_udp(1), queue_udp_at(Hook::INPUT, 2));
     let udp = UdpPair::new(V4);
     udp.send_each(0..3);
     let mut batch = receive_exactly(&mut first, 3);
@@ -149,7 +149,7 @@ fn an_undecided_packet_leaves_without_its_mark_and_edit(_: &Namespace) {
 fn a_retained_undecided_packet_leaves_without_its_mark_and_edit(_: &Namespace) {
     let mut first = accepting_undecided();
     let mut second = Queue::builder(2).bind().unwrap();
-    let _rules = (queue_udp(1), queue_udp_at(Hook::Input, 2));
+    let _rules = (queue_udp(1), queue_udp_at(Hook::INPUT, 2));
     let udp = UdpPair::new(V4);
     udp.send(&[0]);
     let mut retained = retain_one(&mut first);

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use netfilterqueue::rules::{Hook, InstalledRules, Protocol, Rule, Rules};
-use netfilterqueue::{Batch, Decided, Error, Packet, Queue, Verdict};
+use netfilterqueue::{Batch, Decided, Error, Family, Packet, Queue, Verdict};
 use netfilterqueue_netns::Namespace;
 
 use crate::craft::data;
@@ -45,7 +45,7 @@ pub const TESTS: [Test; 26] = tests![
 fn two_chains(first: u16, second: u16) -> [InstalledRules; 2] {
     [(first, 0), (second, 10)].map(|(queue, priority)| {
         let rule = Rule::queue(queue).protocol(Protocol::UDP);
-        Rules::new(Hook::Output).priority(priority).rule(rule).install().unwrap()
+        Rules::new(Hook::OUTPUT).priority(priority).rule(rule).install().unwrap()
     })
 }
 
@@ -88,8 +88,8 @@ fn expect_pass(address: IpAddr) {
     let mut batch = receive_exactly(&mut queue, 1);
     udp.expect_nothing();
     let packet = batch.iter_mut().next().unwrap();
-    assert_eq!((packet.id(), packet.queue(), packet.hook()), (1, 1, 3));
-    assert_eq!(packet.family(), if address.is_ipv6() { 10 } else { 2 });
+    assert_eq!((packet.id(), packet.queue(), packet.hook()), (1, 1, Hook::OUTPUT));
+    assert_eq!(packet.family(), if address.is_ipv6() { Family::IPV6 } else { Family::IPV4 });
     assert_eq!(packet.hw_protocol(), if address.is_ipv6() { 0x86dd } else { 0x0800 });
     assert_eq!(data(packet.payload()), b"through");
     packet.accept();
@@ -124,7 +124,7 @@ fn expect_drop(address: IpAddr) {
 fn repeat_with_a_mark_passes_a_rule_that_tests_for_it(_: &Namespace) {
     let [mut queue] = queues();
     let unmarked = Rule::queue(1).protocol(Protocol::UDP).mark(0);
-    let _rules = Rules::new(Hook::Output).rule(unmarked).install().unwrap();
+    let _rules = Rules::new(Hook::OUTPUT).rule(unmarked).install().unwrap();
     let udp = UdpPair::new(V4);
     udp.send(b"again");
     assert_eq!(judge_one(&mut queue, Some(7), Verdict::Repeat), (1, None));
@@ -194,7 +194,7 @@ fn stop_of_a_run_skips_a_later_chain(_: &Namespace) {
 
 fn a_mark_is_seen_by_later_queues(_: &Namespace) {
     let [mut first, mut second, mut third] = queues();
-    let _rules = (two_chains(1, 2), queue_udp_at(Hook::Postrouting, 3));
+    let _rules = (two_chains(1, 2), queue_udp_at(Hook::POSTROUTING, 3));
     let udp = UdpPair::new(V4);
     udp.send(b"a");
     let mut batch = receive_exactly(&mut first, 1);
@@ -212,7 +212,7 @@ fn a_mark_is_seen_by_later_queues(_: &Namespace) {
 
 fn a_mark_of_zero_takes_the_mark_away(_: &Namespace) {
     let [mut first, mut second, mut third] = queues();
-    let _rules = (two_chains(1, 2), queue_udp_at(Hook::Postrouting, 3));
+    let _rules = (two_chains(1, 2), queue_udp_at(Hook::POSTROUTING, 3));
     let udp = UdpPair::new(V4);
     udp.send(b"a");
     judge_one(&mut first, Some(5), Verdict::Accept);
@@ -362,7 +362,7 @@ fn a_single_packet_gets_an_exact_verdict(_: &Namespace) {
 
 fn more_packets_than_a_batch_holds_come_in_several(_: &Namespace) {
     let mut queue = Queue::builder(1).nonblocking(true).bind().unwrap();
-    let _rules = queue_udp_at(Hook::Input, 1);
+    let _rules = queue_udp_at(Hook::INPUT, 1);
     let udp = UdpPair::new(V4);
     udp.send_each(0..200);
     let mut batch = Batch::new(64);
@@ -384,17 +384,17 @@ fn more_packets_than_a_batch_holds_come_in_several(_: &Namespace) {
 
 fn one_queue_serves_several_hooks(_: &Namespace) {
     let [mut queue] = queues();
-    let hooks = [Hook::Output, Hook::Postrouting, Hook::Prerouting, Hook::Input];
+    let hooks = [Hook::OUTPUT, Hook::POSTROUTING, Hook::PREROUTING, Hook::INPUT];
     let _rules = hooks.map(|hook| queue_udp_at(hook, 1));
     let udp = UdpPair::new(V4);
     udp.send(b"a");
-    for (id, hook) in [(1, 3), (2, 4), (3, 0), (4, 1)] {
+    for (id, hook) in (1..).zip(hooks) {
         udp.expect_nothing();
         let mut batch = receive_exactly(&mut queue, 1);
         let packet = batch.iter_mut().next().unwrap();
         assert_eq!((packet.id(), packet.hook()), (id, hook));
-        assert_eq!(packet.outdev().is_some(), hook >= 3, "output device at hook {hook}");
-        assert_eq!(packet.indev().is_some(), hook < 3, "input device at hook {hook}");
+        assert_eq!(packet.outdev().is_some(), hook >= Hook::OUTPUT, "output device at hook {hook}");
+        assert_eq!(packet.indev().is_some(), hook < Hook::OUTPUT, "input device at hook {hook}");
         packet.accept();
         batch.commit().unwrap();
     }
@@ -410,8 +410,8 @@ fn families_mix_in_a_batch(_: &Namespace) {
         v6.send(&[byte + 10]);
     }
     let mut batch = receive_exactly(&mut queue, 6);
-    let families: Vec<u8> = batch.iter_mut().map(|packet| packet.family()).collect();
-    assert_eq!(families, [2, 10, 2, 10, 2, 10]);
+    let families: Vec<Family> = batch.iter_mut().map(|packet| packet.family()).collect();
+    assert_eq!(families, [Family::IPV4, Family::IPV6].repeat(3));
     judge(&mut batch, Verdict::Accept);
     assert_eq!(v4.receive_all(3), [[0], [1], [2]]);
     assert_eq!(v6.receive_all(3), [[10], [11], [12]]);

@@ -1,0 +1,91 @@
+//! Where in the kernel a packet is queued.
+
+use std::fmt;
+
+use netfilterqueue_protocol::constants::*;
+
+/// A place on a packet's way through the kernel, an `NF_INET_*` number (`linux/netfilter.h`). The bridge
+/// family has the same numbers for the same places on a bridged frame's way (`NF_BR_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Hook(
+    /// The number.
+    pub u8,
+);
+
+impl Hook {
+    /// All arriving packets, before routing decides where they go.
+    pub const PREROUTING: Self = Self(NF_INET_PRE_ROUTING);
+    /// Packets for this host.
+    pub const INPUT: Self = Self(NF_INET_LOCAL_IN);
+    /// Packets that are routed (in the bridge family, bridged) through this host.
+    pub const FORWARD: Self = Self(NF_INET_FORWARD);
+    /// Packets that this host makes.
+    pub const OUTPUT: Self = Self(NF_INET_LOCAL_OUT);
+    /// All leaving packets, after routing.
+    pub const POSTROUTING: Self = Self(NF_INET_POST_ROUTING);
+
+    /// The name that `nft` has for it in this family: number 5 exists only in the bridge family. `None` for
+    /// other numbers.
+    #[must_use]
+    pub const fn name(self, family: Family) -> Option<&'static str> {
+        Some(match self.0 {
+            NF_INET_PRE_ROUTING => "prerouting",
+            NF_INET_LOCAL_IN => "input",
+            NF_INET_FORWARD => "forward",
+            NF_INET_LOCAL_OUT => "output",
+            NF_INET_POST_ROUTING => "postrouting",
+            NF_BR_BROUTING if matches!(family, Family::BRIDGE) => "brouting",
+            _ => return None,
+        })
+    }
+}
+
+/// Which packets a hook sees, an `NFPROTO_*` number (`linux/netfilter.h`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Family(
+    /// The number.
+    pub u8,
+);
+
+impl Family {
+    /// IPv4 and IPv6, for rules; a packet is of one or the other.
+    pub const INET: Self = Self(NFPROTO_INET);
+    /// IPv4.
+    pub const IPV4: Self = Self(NFPROTO_IPV4);
+    /// IPv6.
+    pub const IPV6: Self = Self(NFPROTO_IPV6);
+    /// Frames that cross a bridge, whatever they carry.
+    pub const BRIDGE: Self = Self(NFPROTO_BRIDGE);
+
+    /// The name that `nft` has for it. `None` for other numbers.
+    #[must_use]
+    pub const fn name(self) -> Option<&'static str> {
+        Some(match self.0 {
+            NFPROTO_INET => "inet",
+            NFPROTO_IPV4 => "ip",
+            NFPROTO_IPV6 => "ip6",
+            NFPROTO_BRIDGE => "bridge",
+            _ => return None,
+        })
+    }
+}
+
+/// The name, or `family 3`.
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => f.write_str(name),
+            None => write!(f, "family {}", self.0),
+        }
+    }
+}
+
+/// The name, or `hook 7`.
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name(Family::INET) {
+            Some(name) => f.write_str(name),
+            None => write!(f, "hook {}", self.0),
+        }
+    }
+}
