@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 
 fn print() -> Result<(), Box<dyn Error>> {
     let argument = env::args().nth(1).unwrap_or_else(|| "1".to_owned());
-    let number = argument
+    let number: u16 = argument
         .parse()
         .map_err(|error| format!("{argument:?} is no queue number, 0 to 65535: {error}"))?;
     let mut queue = Queue::builder(number).bind()?;

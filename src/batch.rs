@@ -24,6 +24,7 @@ pub struct Batch {
     slots: Slots,
     binding: Option<Arc<Binding>>,
     datagram: Datagram,
+    order: Order,
 }
 
 impl Batch {
@@ -54,7 +55,7 @@ impl Batch {
     #[must_use]
     pub fn with_buffer_len(capacity: usize, buffer_len: usize) -> Self {
         let slots = Slots::new(capacity, buffer_len);
-        Self { slots, binding: None, datagram: Datagram::default() }
+        Self { slots, binding: None, datagram: Datagram::default(), order: Order::default() }
     }
 
     /// Sends the verdicts of all packets: one `sendmsg`, or several when edited packets are more than fit
@@ -72,16 +73,14 @@ impl Batch {
     /// see [`Queue::take_refusals`](crate::Queue::take_refusals).
     pub fn commit(&mut self) -> Result<(), Error> {
         let Some(binding) = &self.binding else { return Ok(()) };
-        let pending = self.len();
         let terms = Terms {
-            queue: binding.queue(),
-            on_undecided: binding.on_undecided(),
-            form: binding.outstanding().form(pending),
+            on_undecided: binding.terms().on_undecided,
             limit: binding.socket().send_limit(),
+            form: |queue, pending| binding.outstanding().form(queue, pending),
         };
         let result = commit_slots(
             &mut self.slots,
-            pending,
+            &mut self.order,
             &mut self.datagram,
             &terms,
             |datagram, slots| binding.send(datagram, |at| slots.edited(at)),
@@ -140,32 +139,65 @@ impl Batch {
 }
 
 /// What a commit has to know besides its packets.
-struct Terms {
-    queue: u16,
+struct Terms<F> {
     on_undecided: Verdict,
-    form: Form,
     /// Most bytes of one datagram.
     limit: usize,
+    /// The form that so many packets of a queue may be answered in.
+    form: F,
 }
 
-/// Sends the verdicts of all `pending` slots, in as many datagrams as it takes, and clears each
+/// The slots that wait for their verdicts, those of a queue together, which is what makes long runs. Kept
+/// from one commit to the next for its memory.
+#[derive(Debug, Default)]
+struct Order {
+    slots: Vec<usize>,
+    forms: Vec<(u16, Form)>,
+}
+
+impl Order {
+    fn make(&mut self, slots: &Slots, form: impl Fn(u16, u64) -> Form) {
+        self.slots.clear();
+        self.slots.extend(
+            slots.iter().enumerate().filter(|(_, slot)| slot.is_pending()).map(|(at, _)| at),
+        );
+        let queue_of = |at: &usize| slots.at(*at).queue();
+        // Nearly always there is one queue and they are in order.
+        if !self.slots.is_sorted_by_key(queue_of) {
+            self.slots.sort_unstable_by_key(|at| (queue_of(at), *at));
+        }
+        self.forms.clear();
+        for run in self.slots.chunk_by(|one, next| queue_of(one) == queue_of(next)) {
+            let queue = queue_of(&run[0]);
+            self.forms.push((queue, form(queue, run.len() as u64)));
+        }
+    }
+
+    fn form(&self, queue: u16) -> Form {
+        let found = self.forms.binary_search_by_key(&queue, |(number, _)| *number);
+        found.ok().and_then(|at| self.forms.get(at)).map_or(Form::Exact, |(_, form)| *form)
+    }
+}
+
+/// Sends the verdicts of all pending slots, in as many datagrams as it takes, and clears each
 /// slot once its verdict is sent. An error leaves the rest as it was.
 fn commit_slots(
     slots: &mut Slots,
-    pending: usize,
+    order: &mut Order,
     datagram: &mut Datagram,
-    terms: &Terms,
+    terms: &Terms<impl Fn(u16, u64) -> Form>,
     mut send: impl FnMut(&Datagram, &Slots) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let mut left = pending;
-    while left > 0 {
-        let answers = slots.iter().enumerate();
-        let answers = answers.filter_map(|(at, slot)| slot.answer(at, terms.on_undecided));
-        datagram.fill(terms.queue, answers, terms.form, terms.limit)?;
+    order.make(slots, &terms.form);
+    let mut sent = 0;
+    while let Some(rest) = order.slots.get(sent..).filter(|rest| !rest.is_empty()) {
+        let answers = rest.iter().filter_map(|at| slots.at(*at).answer(*at, terms.on_undecided));
+        datagram.fill(answers, |queue| order.form(queue), terms.limit)?;
         send(datagram, slots)?;
-        left -= datagram.answers();
-        let pending = slots.iter_mut().filter(|slot| slot.is_pending());
-        pending.take(datagram.answers()).for_each(Slot::clear);
+        for at in rest.iter().take(usize::try_from(datagram.answered()).unwrap_or(usize::MAX)) {
+            slots.at_mut(*at).0.clear();
+            sent += 1;
+        }
     }
     Ok(())
 }
@@ -175,8 +207,9 @@ impl Drop for Batch {
         if self.commit().is_err()
             && let Some(binding) = &self.binding
         {
+            let on_undecided = binding.terms().on_undecided;
             let slots = self.slots.iter().enumerate();
-            binding.adopt(slots.filter_map(|(at, slot)| slot.answer(at, binding.on_undecided())));
+            binding.adopt(slots.filter_map(|(at, slot)| slot.answer(at, on_undecided)));
         }
     }
 }

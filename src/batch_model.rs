@@ -13,11 +13,14 @@ use netfilterqueue_protocol::verdict::{VerdictBatchMessage, VerdictMessage};
 use proptest::prelude::*;
 
 use super::*;
-use crate::slot::{Content, Edit};
+use crate::edit::Edit;
+use crate::slot::Content;
 use crate::socket::Received;
 use crate::verdicts::{Answer, Outstanding};
 
-const QUEUE: u16 = 3;
+/// Two queues on one socket.
+const QUEUES: [u16; 2] = [3, 8];
+const QUEUE: u16 = QUEUES[0];
 const ON_UNDECIDED: Verdict = Verdict::Drop;
 
 /// How a packet left the kernel's queue.
@@ -32,29 +35,33 @@ impl Fate {
     const UNDECIDED: Self = Self { verdict: ON_UNDECIDED, mark: None, payload: None };
 }
 
+/// Queue number and packet id.
+type Key = (u16, u32);
+
 #[derive(Debug, Default)]
 struct Kernel {
-    /// Ids that wait for a verdict, oldest first.
-    list: Vec<u32>,
-    /// Ids that nobody has received yet are the last ones of the list.
+    /// Queue numbers and ids that wait for a verdict, oldest first.
+    list: Vec<Key>,
+    /// Those that nobody has received yet are the last ones of the list.
     unread: usize,
-    fates: HashMap<u32, Fate>,
-    next_id: u32,
+    fates: HashMap<Key, Fate>,
+    next_ids: HashMap<u16, u32>,
     refused: usize,
 }
 
 impl Kernel {
-    fn enqueue(&mut self) {
-        self.list.push(self.next_id);
+    fn enqueue(&mut self, queue: u16) {
+        let next_id = self.next_ids.get_mut(&queue).expect("a known queue");
+        self.list.push((queue, *next_id));
         self.unread += 1;
-        self.next_id = self.next_id.wrapping_add(1);
+        *next_id = next_id.wrapping_add(1);
     }
 
-    fn deliver(&mut self, most: usize) -> Vec<u32> {
+    fn deliver(&mut self, most: usize) -> Vec<Key> {
         let start = self.list.len() - self.unread;
-        let ids: Vec<u32> = self.list[start..].iter().copied().take(most).collect();
-        self.unread -= ids.len();
-        ids
+        let packets: Vec<Key> = self.list[start..].iter().copied().take(most).collect();
+        self.unread -= packets.len();
+        packets
     }
 
     fn take(&mut self, datagram: &[u8]) {
@@ -64,18 +71,19 @@ impl Kernel {
                 let verdict = VerdictMessage::parse(message).expect("well-formed verdict");
                 let payload = verdict.payload.map(<[u8]>::to_vec);
                 let fate = Fate { verdict: verdict.verdict, mark: verdict.mark, payload };
-                match self.list.iter().position(|id| *id == verdict.id) {
+                match self.list.iter().position(|packet| *packet == (verdict.queue, verdict.id)) {
                     Some(at) => self.settle(at, fate),
                     None => self.refused += 1,
                 }
             } else {
                 let verdict = VerdictBatchMessage::parse(message).expect("well-formed batch");
                 let fate = Fate { verdict: verdict.verdict, mark: verdict.mark, payload: None };
-                let reaches = |id: &u32| id.wrapping_sub(verdict.last_id).cast_signed() <= 0;
-                let reached = self.list.iter().take_while(|id| reaches(id)).count();
-                self.refused += usize::from(reached == 0);
-                for _ in 0..reached {
-                    self.settle(0, fate.clone());
+                let reaches = |(queue, id): &Key| {
+                    *queue == verdict.queue && id.wrapping_sub(verdict.last_id).cast_signed() <= 0
+                };
+                self.refused += usize::from(!self.list.iter().any(reaches));
+                while let Some(at) = self.list.iter().position(reaches) {
+                    self.settle(at, fate.clone());
                 }
             }
         }
@@ -83,8 +91,8 @@ impl Kernel {
 
     fn settle(&mut self, at: usize, fate: Fate) {
         assert!(at < self.list.len() - self.unread, "a verdict reached a packet nobody received");
-        let id = self.list.remove(at);
-        assert!(self.fates.insert(id, fate).is_none());
+        let packet = self.list.remove(at);
+        assert!(self.fates.insert(packet, fate).is_none());
     }
 }
 
@@ -92,10 +100,10 @@ impl Kernel {
 struct Library {
     kernel: Kernel,
     outstanding: Outstanding,
-    batches: Vec<(Slots, Datagram)>,
-    retained: Vec<u32>,
+    batches: Vec<(Slots, Order, Datagram)>,
+    retained: Vec<Key>,
     /// What each packet should meet with.
-    wanted: HashMap<u32, Fate>,
+    wanted: HashMap<Key, Fate>,
     limit: usize,
     failing_sends: usize,
 }
@@ -103,8 +111,11 @@ struct Library {
 impl Library {
     fn new(first_id: u32, limit: usize) -> Self {
         Self {
-            kernel: Kernel { next_id: first_id, ..Kernel::default() },
-            outstanding: Outstanding::default(),
+            kernel: Kernel {
+                next_ids: QUEUES.map(|queue| (queue, first_id)).into(),
+                ..Kernel::default()
+            },
+            outstanding: Outstanding::new(&QUEUES),
             batches: Vec::new(),
             retained: Vec::new(),
             wanted: HashMap::new(),
@@ -114,23 +125,23 @@ impl Library {
     }
 
     fn receive(&mut self, most: usize) {
-        let ids = self.kernel.deliver(most);
+        let packets = self.kernel.deliver(most);
         let mut slots = Slots::new(most, 256);
-        for (at, id) in ids.iter().enumerate() {
-            let datagram = packet_message(*id);
+        for (at, (queue, id)) in packets.iter().copied().enumerate() {
+            let datagram = packet_message(queue, id);
             let (slot, buffer) = slots.at_mut(at);
             buffer[..datagram.len()].copy_from_slice(&datagram);
             let received = Received { length: datagram.len(), truncated: false, from_kernel: true };
             let content = slot.load(&buffer[..datagram.len()], received);
-            assert_eq!(content, Content::Packet { id: *id });
-            self.wanted.insert(*id, Fate::UNDECIDED);
+            assert_eq!(content, Content::Packet { queue, id });
+            self.wanted.insert((queue, id), Fate::UNDECIDED);
+            self.outstanding.received(queue, 1);
         }
-        self.outstanding.received(ids.len());
-        self.batches.push((slots, Datagram::default()));
+        self.batches.push((slots, Order::default(), Datagram::default()));
     }
 
     fn decide(&mut self, batch: usize, at: usize, fate: Fate) {
-        let Some((slots, _)) = pick(&mut self.batches, batch) else { return };
+        let Some((slots, ..)) = pick(&mut self.batches, batch) else { return };
         let (slot, buffer) = slots.at_mut(at % slots.capacity());
         if !slot.is_undecided() {
             return;
@@ -138,18 +149,18 @@ impl Library {
         slot.mark = fate.mark;
         slot.edit = fate.payload.as_ref().map(|payload| {
             buffer[100..100 + payload.len()].copy_from_slice(payload);
-            Edit { start: 100, len: payload.len(), min: 0 }
+            Edit::at(100..100 + payload.len())
         });
         slot.decide(fate.verdict);
         let payload = fate.payload.filter(|_| fate.verdict != Verdict::Drop);
-        self.wanted.insert(slot.index.id(), Fate { payload, ..fate });
+        self.wanted.insert(key(slot), Fate { payload, ..fate });
     }
 
     fn retain(&mut self, batch: usize, at: usize) {
-        let Some((slots, _)) = pick(&mut self.batches, batch) else { return };
+        let Some((slots, ..)) = pick(&mut self.batches, batch) else { return };
         let (slot, _) = slots.at_mut(at % slots.capacity());
         if slot.is_undecided() {
-            self.retained.push(slot.index.id());
+            self.retained.push(key(slot));
             slot.clear();
         }
     }
@@ -158,44 +169,42 @@ impl Library {
         if self.retained.is_empty() {
             return;
         }
-        let id = self.retained.remove(at % self.retained.len());
+        let (queue, id) = self.retained.remove(at % self.retained.len());
         let payload = fate.payload.filter(|_| fate.verdict != Verdict::Drop);
         let fate = Fate { payload, ..fate };
         let answer = Answer {
-            id,
-            verdict: fate.verdict,
             mark: fate.mark,
             payload_len: fate.payload.as_ref().map(Vec::len),
-            slot: 0,
+            ..Answer::plain(queue, id, fate.verdict)
         };
         let mut datagram = Datagram::default();
         datagram
-            .fill(QUEUE, [answer].into_iter(), Form::Exact, self.limit)
+            .fill([answer].into_iter(), |_| Form::Exact, self.limit)
             .expect("payloads are valid");
         self.kernel.take(&gather(&datagram, |_| fate.payload.as_deref().unwrap_or_default()));
-        self.outstanding.answered(1);
-        self.wanted.insert(id, fate);
+        self.outstanding.answered(queue, 1);
+        self.wanted.insert((queue, id), fate);
     }
 
     fn commit(&mut self, batch: usize) {
         let Some(at) = batch.checked_rem(self.batches.len()) else { return };
-        let (slots, datagram) = &mut self.batches[at];
-        let pending = slots.iter().filter(|slot| slot.is_pending()).count();
+        let (slots, order, datagram) = &mut self.batches[at];
         let terms = Terms {
-            queue: QUEUE,
             on_undecided: ON_UNDECIDED,
-            form: self.outstanding.form(pending),
             limit: self.limit,
+            form: |queue, pending| self.outstanding.form(queue, pending),
         };
-        let result = commit_slots(slots, pending, datagram, &terms, |datagram, slots| {
+        let result = commit_slots(slots, order, datagram, &terms, |datagram, slots| {
             if self.failing_sends > 0 {
                 self.failing_sends -= 1;
                 return Err(Error::WouldBlock);
             }
             let bytes = gather(datagram, |at| slots.edited(at));
-            assert!(bytes.len() <= self.limit || datagram.answers() == 1, "datagram too long");
+            assert!(bytes.len() <= self.limit || datagram.answered() == 1, "datagram too long");
             self.kernel.take(&bytes);
-            self.outstanding.answered(datagram.answers());
+            for (queue, answers) in datagram.answers() {
+                self.outstanding.answered(*queue, *answers);
+            }
             Ok(())
         });
         if result.is_ok() {
@@ -217,7 +226,7 @@ impl Library {
             self.receive(4);
             self.commit(0);
         }
-        assert_eq!(self.kernel.list, [0; 0], "packets left without a verdict");
+        assert_eq!(self.kernel.list, [], "packets left without a verdict");
         assert_eq!(self.kernel.refused, 0, "verdicts on packets that were gone");
         assert_eq!(self.kernel.fates, self.wanted);
         assert_eq!(self.outstanding.count(), 0);
@@ -241,8 +250,12 @@ fn gather<'a>(datagram: &'a Datagram, payload: impl Fn(usize) -> &'a [u8]) -> Ve
     bytes
 }
 
+fn key(slot: &Slot) -> Key {
+    (slot.queue(), slot.index.id())
+}
+
 /// A packet message with nothing but its id and four bytes of payload.
-fn packet_message(id: u32) -> Vec<u8> {
+fn packet_message(queue: u16, id: u32) -> Vec<u8> {
     let mut attributes = Vec::new();
     let mut header = id.to_be_bytes().to_vec();
     header.extend_from_slice(&[0x08, 0x00, 3]);
@@ -253,14 +266,15 @@ fn packet_message(id: u32) -> Vec<u8> {
     message.extend_from_slice(&NFQNL_MSG_PACKET.to_ne_bytes());
     message.extend_from_slice(&[0; 10]);
     message.extend_from_slice(&[2, 0]);
-    message.extend_from_slice(&QUEUE.to_be_bytes());
+    message.extend_from_slice(&queue.to_be_bytes());
     message.extend_from_slice(&attributes);
     message
 }
 
 #[derive(Debug, Clone)]
 enum Step {
-    Enqueue(usize),
+    /// So many packets, in turn from one queue and the other if the second is set.
+    Enqueue(usize, bool),
     Receive(usize),
     Decide(usize, usize, Fate),
     /// All of a batch alike, which is what makes long runs.
@@ -286,7 +300,7 @@ fn fates() -> impl Strategy<Value = Fate> {
 fn steps() -> impl Strategy<Value = Step> {
     let at = || 0..64usize;
     prop_oneof![
-        3 => (1..12usize).prop_map(Step::Enqueue),
+        3 => (1..12usize, any::<bool>()).prop_map(|(packets, both)| Step::Enqueue(packets, both)),
         3 => (1..9usize).prop_map(Step::Receive),
         3 => (at(), at(), fates()).prop_map(|(batch, at, fate)| Step::Decide(batch, at, fate)),
         3 => (at(), fates()).prop_map(|(batch, fate)| Step::DecideAll(batch, fate)),
@@ -310,7 +324,11 @@ proptest! {
         let mut library = Library::new(first_id, limit);
         for step in steps {
             match step {
-                Step::Enqueue(packets) => (0..packets).for_each(|_| library.kernel.enqueue()),
+                Step::Enqueue(packets, both) => {
+                    for at in 0..packets {
+                        library.kernel.enqueue(if both { QUEUES[at % 2] } else { QUEUE });
+                    }
+                }
                 Step::Receive(most) => library.receive(most),
                 Step::Decide(batch, at, fate) => library.decide(batch, at, fate),
                 Step::DecideAll(batch, fate) => {
@@ -335,7 +353,7 @@ fn plain(verdict: Verdict) -> Fate {
 #[test]
 fn two_batches_in_flight_do_not_overtake_each_other() {
     let mut library = Library::new(1, 4096);
-    (0..8).for_each(|_| library.kernel.enqueue());
+    (0..8).for_each(|_| library.kernel.enqueue(QUEUE));
     library.receive(4);
     library.receive(4);
     for at in 0..4 {
@@ -343,32 +361,52 @@ fn two_batches_in_flight_do_not_overtake_each_other() {
         library.decide(1, at, plain(Verdict::Accept));
     }
     library.commit(1);
-    assert_eq!(library.kernel.list, [1, 2, 3, 4], "the first batch is untouched");
+    assert_eq!(library.kernel.list, [1, 2, 3, 4].map(|id| (QUEUE, id)), "the first is untouched");
     library.commit(0);
-    assert_eq!(library.kernel.fates[&1].verdict, Verdict::Drop);
+    assert_eq!(library.kernel.fates[&(QUEUE, 1)].verdict, Verdict::Drop);
+    library.finish();
+}
+
+/// Packets of two queues in turn: one cumulative message each, and neither reaches the other's ids.
+#[test]
+fn the_packets_of_two_queues_make_two_runs() {
+    let mut library = Library::new(1, 4096);
+    (0..8).for_each(|at| library.kernel.enqueue(QUEUES[at % 2]));
+    library.receive(8);
+    for at in 0..8 {
+        let verdict = if at % 2 == 0 { Verdict::Accept } else { Verdict::Drop };
+        library.decide(0, at, plain(verdict));
+    }
+    let (slots, order, datagram) = &mut library.batches[0];
+    order.make(slots, |queue, pending| library.outstanding.form(queue, pending));
+    let answers = order.slots.iter().filter_map(|at| slots.at(*at).answer(*at, ON_UNDECIDED));
+    datagram.fill(answers, |queue| order.form(queue), 4096).expect("valid");
+    assert_eq!((datagram.exact(), datagram.cumulative()), (0, 2));
+    assert_eq!(datagram.answers(), [(QUEUES[0], 4), (QUEUES[1], 4)]);
+    library.commit(0);
     library.finish();
 }
 
 #[test]
 fn a_retained_packet_is_not_overtaken() {
     let mut library = Library::new(1, 4096);
-    (0..4).for_each(|_| library.kernel.enqueue());
+    (0..4).for_each(|_| library.kernel.enqueue(QUEUE));
     library.receive(4);
     library.retain(0, 1);
     for at in [0, 2, 3] {
         library.decide(0, at, plain(Verdict::Accept));
     }
     library.commit(0);
-    assert_eq!(library.kernel.list, [2]);
+    assert_eq!(library.kernel.list, [(QUEUE, 2)]);
     library.judge_retained(0, plain(Verdict::Drop));
-    assert_eq!(library.kernel.fates[&2].verdict, Verdict::Drop);
+    assert_eq!(library.kernel.fates[&(QUEUE, 2)].verdict, Verdict::Drop);
     library.finish();
 }
 
 #[test]
 fn one_run_is_one_message_and_an_edit_splits_it() {
     let mut library = Library::new(1, 4096);
-    (0..5).for_each(|_| library.kernel.enqueue());
+    (0..5).for_each(|_| library.kernel.enqueue(QUEUE));
     library.receive(5);
     for at in 0..5 {
         library.decide(0, at, plain(Verdict::Accept));
@@ -377,48 +415,48 @@ fn one_run_is_one_message_and_an_edit_splits_it() {
     assert_eq!(library.kernel.list.len(), 0);
 
     let mut datagram = Datagram::default();
-    let answer = |id: u32, payload_len| Answer {
-        id,
-        verdict: Verdict::Accept,
-        mark: None,
-        payload_len,
-        slot: id as usize,
-    };
+    let answer =
+        |id: u32, payload_len| Answer { payload_len, ..Answer::plain(QUEUE, id, Verdict::Accept) };
     let all = [answer(1, None), answer(2, None), answer(3, Some(5)), answer(4, None)];
-    datagram.fill(QUEUE, all.into_iter(), Form::Cumulative, 4096).expect("valid");
-    assert_eq!((datagram.answers(), datagram.exact(), datagram.cumulative()), (4, 2, 1));
+    datagram.fill(all.into_iter(), |_| Form::Cumulative, 4096).expect("valid");
+    assert_eq!((datagram.answered(), datagram.exact(), datagram.cumulative()), (4, 2, 1));
     assert_eq!(datagram.gaps().len(), 1);
-    datagram.fill(QUEUE, all.into_iter(), Form::Exact, 4096).expect("valid");
-    assert_eq!((datagram.answers(), datagram.exact(), datagram.cumulative()), (4, 4, 0));
+    datagram.fill(all.into_iter(), |_| Form::Exact, 4096).expect("valid");
+    assert_eq!((datagram.answered(), datagram.exact(), datagram.cumulative()), (4, 4, 0));
 }
 
 #[test]
 fn after_a_refused_datagram_only_exact_verdicts_are_used() {
-    let outstanding = Outstanding::default();
-    outstanding.received(4);
-    assert_eq!(outstanding.form(3), Form::Exact);
-    assert_eq!(outstanding.form(4), Form::Cumulative);
+    let outstanding = Outstanding::new(&[QUEUE]);
+    outstanding.received(QUEUE, 4);
+    assert_eq!(outstanding.form(QUEUE, 3), Form::Exact);
+    assert_eq!(outstanding.form(QUEUE, 4), Form::Cumulative);
     outstanding.distrust();
-    assert_eq!(outstanding.form(4), Form::Exact);
+    assert_eq!(outstanding.form(QUEUE, 4), Form::Exact);
 }
 
 #[test]
 fn after_a_second_thread_has_sent_only_exact_verdicts_are_used() {
-    let outstanding = Outstanding::default();
+    let outstanding = Outstanding::new(&[QUEUE]);
     let form_elsewhere = || {
-        std::thread::scope(|scope| scope.spawn(|| outstanding.form(0)).join().expect("no panic"))
+        std::thread::scope(|scope| {
+            scope.spawn(|| outstanding.form(QUEUE, 0)).join().expect("no panic")
+        })
     };
-    assert_eq!((outstanding.form(0), form_elsewhere()), (Form::Cumulative, Form::Cumulative));
+    assert_eq!(
+        (outstanding.form(QUEUE, 0), form_elsewhere()),
+        (Form::Cumulative, Form::Cumulative)
+    );
     outstanding.sending();
-    assert_eq!((outstanding.form(0), form_elsewhere()), (Form::Cumulative, Form::Exact));
+    assert_eq!((outstanding.form(QUEUE, 0), form_elsewhere()), (Form::Cumulative, Form::Exact));
     std::thread::scope(|scope| scope.spawn(|| outstanding.sending()).join().expect("no panic"));
-    assert_eq!((outstanding.form(0), form_elsewhere()), (Form::Exact, Form::Exact));
+    assert_eq!((outstanding.form(QUEUE, 0), form_elsewhere()), (Form::Exact, Form::Exact));
 }
 
 #[test]
 fn a_failed_send_keeps_what_was_not_sent() {
     let mut library = Library::new(1, 100);
-    (0..6).for_each(|_| library.kernel.enqueue());
+    (0..6).for_each(|_| library.kernel.enqueue(QUEUE));
     library.receive(6);
     for at in 0..6 {
         library.decide(

@@ -1,18 +1,22 @@
 //! What a queue shares with its batches and retained packets: the socket, and who is unanswered.
 
 use std::io::IoSlice;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use netfilterqueue_protocol::attribute::MAX_VALUE_LEN;
 use netfilterqueue_protocol::verdict::Verdict;
 
+use crate::deadlines::Deadlines;
+use crate::edit::EditMode;
 use crate::error::{Error, Operation};
+use crate::interfaces::Interfaces;
 use crate::socket::Socket;
+use crate::stats::Counters;
 use crate::stop::WakeUp;
-use crate::verdicts::{Answer, Datagram, Form, HEAD_MAX, Outstanding, PAYLOADS_MAX};
+use crate::verdicts::{Answer, Datagram, Form, HEAD_AND_EXTRAS_MAX, Outstanding, PAYLOADS_MAX};
 
-/// A queue number that this process holds.
+/// The queue numbers that this process holds on one socket.
 ///
 /// Each binding has a socket of its own. The kernel accepts verdicts only from the socket that bound the
 /// queue, so a handle of an old binding cannot judge a packet of a new one, although packet ids start
@@ -21,39 +25,42 @@ use crate::verdicts::{Answer, Datagram, Form, HEAD_MAX, Outstanding, PAYLOADS_MA
 pub(crate) struct Binding {
     socket: Socket,
     wake: Arc<WakeUp>,
-    queue: u16,
-    on_undecided: Verdict,
+    terms: Terms,
     outstanding: Outstanding,
     closed: AtomicBool,
-    sent: Sent,
+    counters: Arc<Counters>,
+    deadlines: Deadlines,
+    interfaces: Interfaces,
     /// Answers that could not be sent and whose packets nobody holds any more.
-    orphans: Mutex<Vec<Answer>>,
+    orphans: Mutex<Vec<Answer<'static>>>,
 }
 
-/// Counters of what was sent, from any thread.
-#[derive(Debug, Default)]
-pub(crate) struct Sent {
-    pub(crate) answered: AtomicU64,
-    pub(crate) exact: AtomicU64,
-    pub(crate) cumulative: AtomicU64,
-    pub(crate) calls: AtomicU64,
+/// What holds for all packets of a binding.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Terms {
+    /// The verdict of packets that nobody decided about.
+    pub(crate) on_undecided: Verdict,
+    /// How edited packets leave.
+    pub(crate) edit_mode: EditMode,
 }
 
 impl Binding {
     pub(crate) fn new(
         socket: Socket,
-        queue: u16,
-        on_undecided: Verdict,
+        interfaces: Interfaces,
+        queues: &[u16],
+        terms: Terms,
         wake: Arc<WakeUp>,
     ) -> Self {
         Self {
             socket,
             wake,
-            queue,
-            on_undecided,
-            outstanding: Outstanding::default(),
+            terms,
+            outstanding: Outstanding::new(queues),
             closed: AtomicBool::new(false),
-            sent: Sent::default(),
+            counters: Arc::default(),
+            deadlines: Deadlines::default(),
+            interfaces,
             orphans: Mutex::default(),
         }
     }
@@ -66,26 +73,29 @@ impl Binding {
         &self.wake
     }
 
-    pub(crate) const fn queue(&self) -> u16 {
-        self.queue
-    }
-
-    /// The verdict of packets that nobody decided about.
-    pub(crate) const fn on_undecided(&self) -> Verdict {
-        self.on_undecided
+    pub(crate) const fn terms(&self) -> Terms {
+        self.terms
     }
 
     /// The longest payload that a verdict can carry, with up to three bytes of padding.
     pub(crate) fn payload_max(&self) -> usize {
-        self.socket.send_limit().saturating_sub(HEAD_MAX + 3).min(MAX_VALUE_LEN)
+        self.socket.send_limit().saturating_sub(HEAD_AND_EXTRAS_MAX + 3).min(MAX_VALUE_LEN)
     }
 
     pub(crate) const fn outstanding(&self) -> &Outstanding {
         &self.outstanding
     }
 
-    pub(crate) const fn sent(&self) -> &Sent {
-        &self.sent
+    pub(crate) const fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    pub(crate) const fn deadlines(&self) -> &Deadlines {
+        &self.deadlines
+    }
+
+    pub(crate) const fn interfaces(&self) -> &Interfaces {
+        &self.interfaces
     }
 
     /// Marks the queue as given back. Returns whether it was still open.
@@ -119,21 +129,22 @@ impl Binding {
         parts[used] = IoSlice::new(&datagram.heads()[start..]);
         self.outstanding.sending();
         self.socket.send(&parts[..=used]).map_err(Error::system(Operation::Verdict, "sendmsg"))?;
-        self.outstanding.answered(datagram.answers());
-        self.sent.calls.fetch_add(1, Ordering::Relaxed);
-        self.sent.answered.fetch_add(datagram.answers() as u64, Ordering::Relaxed);
-        self.sent.exact.fetch_add(datagram.exact(), Ordering::Relaxed);
-        self.sent.cumulative.fetch_add(datagram.cumulative(), Ordering::Relaxed);
+        for (queue, answers) in datagram.answers() {
+            self.outstanding.answered(*queue, *answers);
+        }
+        self.counters.sent(datagram);
         Ok(())
     }
 
     /// Takes over answers that could not be sent, for [`Binding::send_orphans`]. An edited payload
-    /// is gone with its packet, so an answer with one becomes the default verdict.
-    pub(crate) fn adopt(&self, answers: impl Iterator<Item = Answer>) {
-        self.orphans().extend(answers.map(|answer| match answer.payload_len {
-            None => answer,
-            Some(_) => {
-                Answer { verdict: self.on_undecided, mark: None, payload_len: None, ..answer }
+    /// is gone with its packet, and so are the rarer changes; such an answer becomes the default verdict.
+    pub(crate) fn adopt<'a>(&self, answers: impl Iterator<Item = Answer<'a>>) {
+        self.orphans().extend(answers.map(|answer| {
+            let Answer { queue, id, verdict, mark, priority, .. } = answer;
+            if answer.needs_its_own() {
+                Answer::plain(queue, id, self.terms.on_undecided)
+            } else {
+                Answer { mark, priority, ..Answer::plain(queue, id, verdict) }
             }
         }));
         self.wake.wake();
@@ -146,16 +157,19 @@ impl Binding {
         let mut datagram = Datagram::default();
         while !orphans.is_empty() {
             let answers = orphans.iter().copied();
-            let filled = datagram.fill(self.queue, answers, Form::Exact, self.socket.send_limit());
+            let filled = datagram.fill(answers, |_| Form::Exact, self.socket.send_limit());
             if filled.is_err() || self.send(&datagram, |_| &[]).is_err() {
                 return true;
             }
-            orphans.drain(..datagram.answers());
+            // No more can be answered than there were.
+            let answered = usize::try_from(datagram.answered()).unwrap_or(usize::MAX);
+            let answered = answered.min(orphans.len());
+            orphans.drain(..answered);
         }
         false
     }
 
-    fn orphans(&self) -> MutexGuard<'_, Vec<Answer>> {
+    fn orphans(&self) -> MutexGuard<'_, Vec<Answer<'static>>> {
         self.orphans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

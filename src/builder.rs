@@ -1,17 +1,58 @@
 //! Setting a queue up before it is bound.
 
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use netfilterqueue_protocol::config::{Command, ConfigFlags, ConfigMessage, CopyMode, FlagChange};
 use netfilterqueue_protocol::verdict::Verdict;
 
-use crate::binding::Binding;
+use crate::binding::{Binding, Terms};
 use crate::control::Control;
+use crate::edit::EditMode;
 use crate::error::{Error, Operation};
 use crate::intake::Intake;
-use crate::queue::Queue;
+use crate::interfaces::Interfaces;
+use crate::queue::{Parts, Queue, Settings};
 use crate::socket::Socket;
+use crate::stats::KernelTable;
 use crate::stop::WakeUp;
+
+/// Whether a socket belongs to the calling thread's network namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Here,
+    Elsewhere,
+}
+
+/// One queue number or several: `1`, `0..=3` or `[1, 5, 9]`, for [`Queue::builder`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueNumbers(Vec<u16>);
+
+impl From<u16> for QueueNumbers {
+    fn from(number: u16) -> Self {
+        Self(vec![number])
+    }
+}
+
+impl From<RangeInclusive<u16>> for QueueNumbers {
+    fn from(numbers: RangeInclusive<u16>) -> Self {
+        Self(numbers.collect())
+    }
+}
+
+impl<const N: usize> From<[u16; N]> for QueueNumbers {
+    fn from(numbers: [u16; N]) -> Self {
+        Self(numbers.into())
+    }
+}
+
+impl From<Vec<u16>> for QueueNumbers {
+    fn from(numbers: Vec<u16>) -> Self {
+        Self(numbers)
+    }
+}
 
 /// What a queue should be like. Made by [`Queue::builder`].
 ///
@@ -20,33 +61,33 @@ use crate::stop::WakeUp;
 #[derive(Debug, Clone)]
 #[must_use = "nothing happens before `bind`"]
 pub struct QueueBuilder {
-    number: u16,
-    copy_mode: CopyMode,
-    max_len: u32,
-    flags: ConfigFlags,
+    numbers: QueueNumbers,
+    settings: Settings,
+    terms: Terms,
     receive_buffer: usize,
     batch_len: usize,
-    on_undecided: Verdict,
     nonblocking: bool,
 }
 
 impl QueueBuilder {
-    pub(crate) const fn new(number: u16) -> Self {
+    pub(crate) const fn new(numbers: QueueNumbers) -> Self {
         Self {
-            number,
-            copy_mode: CopyMode::WHOLE,
-            max_len: 1024,
-            flags: ConfigFlags::GSO,
+            numbers,
+            settings: Settings {
+                copy_mode: CopyMode::WHOLE,
+                max_len: 1024,
+                flags: ConfigFlags::GSO,
+            },
+            terms: Terms { on_undecided: Verdict::Drop, edit_mode: EditMode::Complete },
             receive_buffer: 8 << 20,
             batch_len: 64,
-            on_undecided: Verdict::Drop,
             nonblocking: false,
         }
     }
 
     /// What the kernel copies of each packet. Default: all of it.
     pub const fn copy_mode(mut self, copy_mode: CopyMode) -> Self {
-        self.copy_mode = copy_mode;
+        self.settings.copy_mode = copy_mode;
         self
     }
 
@@ -54,7 +95,7 @@ impl QueueBuilder {
     /// Default: 1,024.
     /// Kernels since January 2026 (7.0, 6.19.4, 6.18.14, 6.12.75) stop at 65,536 whatever is asked for.
     pub const fn max_len(mut self, packets: u32) -> Self {
-        self.max_len = packets;
+        self.settings.max_len = packets;
         self
     }
 
@@ -107,7 +148,7 @@ impl QueueBuilder {
     /// The verdict of packets that nobody decided about. Default: [`Verdict::Drop`], which is also what
     /// the kernel does when the queue closes. It leaves without a mark or an edit that was made before.
     pub const fn on_undecided(mut self, verdict: Verdict) -> Self {
-        self.on_undecided = verdict;
+        self.terms.on_undecided = verdict;
         self
     }
 
@@ -117,35 +158,103 @@ impl QueueBuilder {
         self
     }
 
-    /// Opens a socket in the calling thread's network namespace and binds the queue. The queue belongs to
-    /// that namespace for good.
+    /// Whether edited packets get right lengths and checksums. Default: [`EditMode::Complete`].
+    pub const fn edit_mode(mut self, mode: EditMode) -> Self {
+        self.terms.edit_mode = mode;
+        self
+    }
+
+    /// Opens a socket in the calling thread's network namespace and binds the queue; all its numbers on the
+    /// one socket, if it has several. The queue belongs to that namespace for good. For another one, see
+    /// [`Namespace::run`](crate::Namespace::run).
     ///
     /// # Errors
     ///
     /// [`Error::QueueTaken`], [`Error::NoCapability`], [`Error::NoQueueSupport`],
-    /// [`Error::FlagsRefused`], or what the kernel says otherwise.
+    /// [`Error::FlagsRefused`], [`Error::InvalidQueue`] without a number, or what the kernel says
+    /// otherwise.
     pub fn bind(self) -> Result<Queue, Error> {
-        let wake = Arc::new(WakeUp::new()?);
-        let socket = Socket::open()?;
-        socket.grow_receive_buffer(self.receive_buffer)?;
-        let binding = Binding::new(socket, self.number, self.on_undecided, wake);
-        let mut control = Control::default();
-        let mut intake = Intake::new();
-        let flags = FlagChange { mask: self.flags, values: self.flags };
-        let request = ConfigMessage {
-            copy_mode: Some(self.copy_mode),
-            max_len: Some(self.max_len),
-            flags: (!self.flags.is_empty()).then_some(flags),
-            ..ConfigMessage::command(self.number, Command::Bind)
-        };
-        match control.ask(&binding, &mut intake, Operation::Bind, &request) {
-            Ok(()) => Ok(Queue::new(binding, control, intake, self.batch_len, self.nonblocking)),
-            Err(error) => Err(control.explain_bind(&binding, &mut intake, self.flags, error)),
+        self.bind_socket(Socket::open()?, Origin::Here)
+    }
+
+    /// As [`QueueBuilder::bind`], but a socket and a queue for each number: for a thread each, as
+    /// [`Queue::run_all`] starts them.
+    ///
+    /// # Errors
+    ///
+    /// As [`QueueBuilder::bind`]; then none is bound.
+    pub fn bind_each(self) -> Result<Vec<Queue>, Error> {
+        let one = |number| Self { numbers: QueueNumbers::from(number), ..self.clone() }.bind();
+        self.numbers.0.iter().copied().map(one).collect()
+    }
+
+    /// Binds the queue on a socket that was opened elsewhere, such as in another network namespace by a
+    /// more privileged process that has passed it over a Unix socket. [`open_socket`](crate::open_socket)
+    /// makes one.
+    ///
+    /// Who sends on it needs `CAP_NET_ADMIN` in the user namespace that owns the socket's network
+    /// namespace. The socket's options are left alone: whoever opens it should set `NETLINK_NO_ENOBUFS`,
+    /// without which an overrun of its receive buffer makes the kernel drop everything until the buffer
+    /// is empty. Names of interfaces and [`Queue::kernel_stats`] are not to be had.
+    ///
+    /// # Errors
+    ///
+    /// As [`QueueBuilder::bind`]; [`Error::InvalidQueue`] if it is no `NETLINK_NETFILTER` socket.
+    pub fn bind_on(self, socket: OwnedFd) -> Result<Queue, Error> {
+        self.bind_socket(Socket::adopt(socket)?, Origin::Elsewhere)
+    }
+
+    fn bind_socket(self, socket: Socket, origin: Origin) -> Result<Queue, Error> {
+        let numbers = &self.numbers.0;
+        if numbers.is_empty() {
+            return Err(Error::InvalidQueue("it has no number"));
         }
+        socket.grow_receive_buffer(self.receive_buffer)?;
+        let (interfaces, kernel_table) = match origin {
+            Origin::Here => (Interfaces::here(), KernelTable::here()),
+            Origin::Elsewhere => (Interfaces::unknown(), Err(io::ErrorKind::Unsupported.into())),
+        };
+        let wake = Arc::new(WakeUp::new()?);
+        let binding = Binding::new(socket, interfaces, numbers, self.terms, wake);
+        let mut intake = Intake::new(binding.outstanding().queues());
+        let mut control = Control::default();
+        if origin == Origin::Elsewhere {
+            control.check_socket(&binding, &mut intake)?;
+        }
+        let flags = self.settings.flags;
+        for number in binding.outstanding().queues() {
+            let request = ConfigMessage {
+                copy_mode: Some(self.settings.copy_mode),
+                max_len: Some(self.settings.max_len),
+                flags: (!flags.is_empty()).then_some(FlagChange { mask: flags, values: flags }),
+                ..ConfigMessage::command(number, Command::Bind)
+            };
+            control.ask(&binding, &mut intake, Operation::Bind, &request).map_err(|error| {
+                control.explain_bind(&binding, &mut intake, number, flags, error)
+            })?;
+        }
+        Ok(Queue::new(Parts {
+            binding,
+            control,
+            intake,
+            settings: self.settings,
+            kernel_table,
+            batch_len: self.batch_len,
+            nonblocking: self.nonblocking,
+        }))
+    }
+
+    /// As [`Queue::supported_flags`].
+    pub(crate) fn supported_flags(self) -> Result<ConfigFlags, Error> {
+        let wake = Arc::new(WakeUp::new()?);
+        let binding = Binding::new(Socket::open()?, Interfaces::unknown(), &[], self.terms, wake);
+        let mut intake = Intake::new(binding.outstanding().queues());
+        Control::default().supported_flags(&binding, &mut intake)
     }
 
     fn flag(mut self, flag: ConfigFlags, yes: bool) -> Self {
-        self.flags = if yes { self.flags | flag } else { ConfigFlags(self.flags.0 & !flag.0) };
+        let flags = &mut self.settings.flags;
+        *flags = if yes { *flags | flag } else { ConfigFlags(flags.0 & !flag.0) };
         self
     }
 }

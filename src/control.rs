@@ -13,7 +13,7 @@ use crate::binding::Binding;
 use crate::error::{Error, Operation};
 use crate::intake::Intake;
 use crate::slot::{Content, WHOLE_PACKET_LEN, classify};
-use crate::socket::Received;
+use crate::socket::{NOT_NETFILTER, Received};
 
 /// How long an answer is waited for. The kernel answers while the request is being sent, so that an answer
 /// is either there at once or was lost because the receive buffer was full.
@@ -116,15 +116,55 @@ impl Control {
         ack.request_kind() == NFQNL_MSG_CONFIG && ack.request_sequence() == self.sequence
     }
 
+    /// Whether a socket that was opened elsewhere reaches the subsystem at all.
+    pub(crate) fn check_socket(
+        &mut self,
+        binding: &Binding,
+        intake: &mut Intake,
+    ) -> Result<(), Error> {
+        let operation = Operation::Bind;
+        let probe = ConfigMessage::command(0, Command::PfBind);
+        self.ask(binding, intake, operation, &probe).map_err(|error| match error {
+            Error::Refused { errno: Errno::EPERM, .. } => Error::NoCapability { operation },
+            Error::Refused { errno: Errno::EINVAL, .. } => Error::NoQueueSupport,
+            _ => Error::InvalidQueue(NOT_NETFILTER),
+        })
+    }
+
+    /// The flags that the kernel knows and can serve. Asks about a number that it does not bind: flags are
+    /// looked at before anything else.
+    pub(crate) fn supported_flags(
+        &mut self,
+        binding: &Binding,
+        intake: &mut Intake,
+    ) -> Result<ConfigFlags, Error> {
+        self.check_socket(binding, intake)?;
+        let mut supported = ConfigFlags::default();
+        for flag in ConfigFlags(u32::MAX).iter() {
+            let flags = Some(FlagChange { mask: flag, values: flag });
+            let probe = ConfigMessage { flags, ..ConfigMessage::new(0) };
+            match self.ask(binding, intake, Operation::Bind, &probe) {
+                Ok(()) => supported |= flag,
+                Err(Error::Refused { errno: Errno::EOPNOTSUPP | Errno::EINVAL, .. }) => {}
+                // It belongs to nobody, or to somebody else.
+                Err(Error::Refused { errno: Errno::ENODEV | Errno::EPERM, .. }) => {
+                    supported |= flag
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(supported)
+    }
+
     /// Makes a refused binding tell whose fault it is, by asking questions that change nothing.
     pub(crate) fn explain_bind(
         &mut self,
         binding: &Binding,
         intake: &mut Intake,
+        queue: u16,
         flags: ConfigFlags,
         error: Error,
     ) -> Error {
-        let queue = binding.queue();
         let Error::Refused { operation, errno, .. } = error else { return error };
         if matches!(errno, Errno::EBUSY | Errno::EEXIST) {
             return Error::QueueTaken { queue };
@@ -148,9 +188,9 @@ impl Control {
         &mut self,
         binding: &Binding,
         intake: &mut Intake,
+        queue: u16,
         flags: ConfigFlags,
     ) -> Error {
-        let queue = binding.queue();
         let probe = ConfigMessage::command(queue, Command::Bind);
         Error::FlagsRefused { queue, flags: self.refused(binding, intake, flags, &probe) }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use netfilterqueue_protocol::packet::PacketMessage;
 
@@ -16,7 +17,9 @@ pub(crate) fn line(
     message: &PacketMessage<'_>,
     payload: &[u8],
     mark: Option<u32>,
+    name_of: &dyn Fn(u32) -> Option<Arc<str>>,
 ) -> fmt::Result {
+    let _ = name_of;
     write!(f, "{} ", message.id())?;
     match Flow::read(message.hw_protocol(), payload) {
         Some(flow) => write!(f, "{flow} ")?,

@@ -35,6 +35,9 @@ pub enum Operation {
     /// Installing or removing rules.
     #[error("changing firewall rules")]
     Rules,
+    /// Entering a network namespace.
+    #[error("entering the network namespace")]
+    Namespace,
 }
 
 /// What went wrong.
@@ -119,6 +122,12 @@ pub enum Error {
     /// The caller gave a verdict for a queue that is closed; the kernel has dropped its packets.
     #[error("the queue is closed; the kernel drops the packets that waited in it")]
     Closed,
+    /// The verdict comes after the packet's deadline; it got the queue's default verdict.
+    #[error("the deadline of the packet has passed; it got the queue's default verdict")]
+    Expired,
+    /// The queue cannot be set up as asked.
+    #[error("the queue cannot be made: {0}")]
+    InvalidQueue(&'static str),
     /// A verdict cannot be written.
     #[error("writing a verdict: {0}")]
     Encode(#[from] EncodeError),
@@ -155,7 +164,7 @@ impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match &error {
             Error::WouldBlock => io::ErrorKind::WouldBlock,
-            Error::AckTimeout { .. } => io::ErrorKind::TimedOut,
+            Error::AckTimeout { .. } | Error::Expired => io::ErrorKind::TimedOut,
             Error::QueueTaken { .. } => io::ErrorKind::AddrInUse,
             Error::NoCapability { .. } => io::ErrorKind::PermissionDenied,
             Error::NoQueueSupport | Error::FlagsRefused { .. } | Error::NoRuleSupport => {
@@ -163,7 +172,9 @@ impl From<Error> for io::Error {
             }
             Error::Stopped => io::ErrorKind::Other,
             Error::Closed => io::ErrorKind::NotConnected,
-            Error::InvalidRule(_) | Error::Encode(_) => io::ErrorKind::InvalidInput,
+            Error::InvalidQueue(_) | Error::InvalidRule(_) | Error::Encode(_) => {
+                io::ErrorKind::InvalidInput
+            }
             Error::Refused { errno, .. } => Self::from(*errno).kind(),
             Error::System { source, .. } => source.kind(),
         };
@@ -201,15 +212,25 @@ pub enum EditError {
     /// The new payload is empty: the kernel would drop the packet.
     #[error("an empty payload would drop the packet; say so with Verdict::Drop")]
     Empty,
-    /// The new payload ends within the original packet's IP header: kernels before 5.19 crash on it
-    /// (CVE-2022-36946), later ones drop the packet. They do the same to one that ends within extension
-    /// headers of IPv6, which is not checked here.
+    /// The new payload ends before the original packet's transport header begins: kernels before 5.19 crash
+    /// on it (CVE-2022-36946), later ones drop the packet.
     #[error("a payload of {len} bytes ends within the network header, which takes {min}")]
     TooShort {
         /// Its length in bytes.
         len: usize,
-        /// Length of the original network header in bytes.
+        /// Length of the original network header, IPv4 options and IPv6 extension headers included.
         min: usize,
+    },
+    /// Only frames that cross a bridge have a VLAN tag or a link-layer header that can be changed.
+    #[error("the packet was not queued in the bridge family, with its link-layer header")]
+    NotBridged,
+    /// The new link-layer header is of another length: the kernel would drop the packet.
+    #[error("a link-layer header of {len} bytes cannot replace one of {present}")]
+    L2HeaderLength {
+        /// Its length in bytes.
+        len: usize,
+        /// Length of the present one.
+        present: usize,
     },
     /// The new payload is longer than what can be sent back.
     #[error("a payload of {len} bytes cannot be sent back, at most {max}")]

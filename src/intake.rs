@@ -15,13 +15,13 @@ use crate::verdicts::Outstanding;
 /// Most refusals that are kept for the user; older ones are only counted.
 const REFUSALS_MAX: usize = 256;
 
-/// What arrives on the socket of one queue.
+/// What arrives on the socket of a queue.
 #[derive(Debug)]
 pub(crate) struct Intake {
     /// The receiving half of the statistics.
     pub(crate) stats: Stats,
-    /// The newest packet id; ids start at 1.
-    last_id: u32,
+    /// The newest packet id of each queue, in the order of their numbers; ids start at 1.
+    last_ids: Box<[(u16, u32)]>,
     refusals: VecDeque<Refusal>,
     kept: VecDeque<Kept>,
 }
@@ -44,10 +44,12 @@ impl Kept {
 }
 
 impl Intake {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(queues: impl Iterator<Item = u16>) -> Self {
+        let mut last_ids: Box<[_]> = queues.map(|queue| (queue, 0)).collect();
+        last_ids.sort_unstable();
         Self {
             stats: Stats::default(),
-            last_id: 0,
+            last_ids,
             refusals: VecDeque::with_capacity(REFUSALS_MAX),
             kept: VecDeque::new(),
         }
@@ -66,9 +68,9 @@ impl Intake {
     /// Enters what a datagram was into the books. Returns whether it holds a packet that needs a verdict.
     pub(crate) fn count(&mut self, content: &Content<'_>, outstanding: &Outstanding) -> bool {
         match content {
-            Content::Packet { id } => self.count_packet(*id),
-            Content::Unreadable { id, truncated } => {
-                self.count_packet(*id);
+            Content::Packet { queue, id } => self.count_packet(*queue, *id),
+            Content::Unreadable { queue, id, truncated } => {
+                self.count_packet(*queue, *id);
                 if *truncated {
                     self.stats.truncated += 1;
                 } else {
@@ -99,13 +101,18 @@ impl Intake {
         outstanding.distrust();
     }
 
-    fn count_packet(&mut self, id: u32) {
+    fn count_packet(&mut self, queue: u16, id: u32) {
         self.stats.received += 1;
+        let found = self.last_ids.binary_search_by_key(&queue, |(number, _)| *number);
+        // A queue that somebody else has bound to the same socket has unknown gaps.
+        let Some((_, last_id)) = found.ok().and_then(|at| self.last_ids.get_mut(at)) else {
+            return;
+        };
         // Ids are consecutive; the distance is signed because they wrap at 2^32.
-        let missing = id.wrapping_sub(self.last_id).wrapping_sub(1);
+        let missing = id.wrapping_sub(*last_id).wrapping_sub(1);
         if missing.cast_signed() >= 0 {
             self.stats.lost += u64::from(missing);
-            self.last_id = id;
+            *last_id = id;
         }
     }
 
@@ -128,8 +135,9 @@ impl Intake {
         if self.refusals.len() == REFUSALS_MAX {
             self.refusals.pop_front();
         }
-        // Verdict messages carry the packet id as their sequence number.
-        self.refusals.push_back(Refusal { id: ack.request_sequence(), cumulative, errno });
+        // Verdict messages carry the packet id as their sequence number and the queue as their port id.
+        let queue = u16::try_from(ack.request_port()).unwrap_or_default();
+        self.refusals.push_back(Refusal { queue, id: ack.request_sequence(), cumulative, errno });
     }
 
     /// The refusals since the last call, oldest first.
@@ -142,45 +150,61 @@ impl Intake {
 mod tests {
     use super::*;
 
-    fn receive(intake: &mut Intake, id: u32) {
-        assert!(intake.count(&Content::Packet { id }, &Outstanding::default()));
+    fn receive(intake: &mut Intake, queue: u16, id: u32) {
+        let outstanding = Outstanding::new(&[]);
+        assert!(intake.count(&Content::Packet { queue, id }, &outstanding));
     }
 
     #[test]
     fn gaps_in_ids_are_losses() {
-        let mut intake = Intake::new();
-        receive(&mut intake, 1);
-        receive(&mut intake, 2);
+        let mut intake = Intake::new([1].into_iter());
+        receive(&mut intake, 1, 1);
+        receive(&mut intake, 1, 2);
         assert_eq!(intake.stats.lost, 0);
-        receive(&mut intake, 6);
+        receive(&mut intake, 1, 6);
         assert_eq!(intake.stats.lost, 3);
-        receive(&mut intake, 7);
+        receive(&mut intake, 1, 7);
         assert_eq!((intake.stats.lost, intake.stats.received), (3, 4));
     }
 
     #[test]
+    fn each_queue_has_its_own_ids() {
+        let mut intake = Intake::new([9, 2].into_iter());
+        for id in 1..4 {
+            receive(&mut intake, 2, id);
+            receive(&mut intake, 9, id);
+        }
+        assert_eq!((intake.stats.lost, intake.stats.received), (0, 6));
+        receive(&mut intake, 2, 5);
+        assert_eq!(intake.stats.lost, 1);
+        receive(&mut intake, 7, 1_000);
+        assert_eq!(intake.stats.lost, 1, "of a queue that is not ours nothing is known");
+    }
+
+    #[test]
     fn ids_wrap_without_loss() {
-        let mut intake = Intake { last_id: u32::MAX - 1, ..Intake::new() };
-        receive(&mut intake, u32::MAX);
-        receive(&mut intake, 0);
-        receive(&mut intake, 2);
+        let last_ids = Box::new([(1, u32::MAX - 1)]);
+        let mut intake = Intake { last_ids, ..Intake::new([1].into_iter()) };
+        receive(&mut intake, 1, u32::MAX);
+        receive(&mut intake, 1, 0);
+        receive(&mut intake, 1, 2);
         assert_eq!(intake.stats.lost, 1);
     }
 
     #[test]
     fn an_unreadable_packet_is_counted_and_no_gap() {
-        let mut intake = Intake::new();
-        receive(&mut intake, 1);
-        let content = Content::Unreadable { id: 2, truncated: true };
-        assert!(intake.count(&content, &Outstanding::default()));
-        receive(&mut intake, 3);
+        let mut intake = Intake::new([1].into_iter());
+        receive(&mut intake, 1, 1);
+        let content = Content::Unreadable { queue: 1, id: 2, truncated: true };
+        assert!(intake.count(&content, &Outstanding::new(&[1])));
+        receive(&mut intake, 1, 3);
         assert_eq!((intake.stats.lost, intake.stats.truncated), (0, 1));
     }
 
     #[test]
     fn a_kept_datagram_is_cut_to_a_shorter_buffer() {
         let received = Received { length: 5, truncated: false, from_kernel: true };
-        let mut intake = Intake::new();
+        let mut intake = Intake::new([1].into_iter());
         intake.keep(b"abcde", received);
         intake.keep(b"fg", received);
         let mut buffer = [0; 3];

@@ -2,14 +2,21 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod access;
 mod batch;
 mod binding;
 mod builder;
+pub mod checksum;
 mod control;
+mod deadlines;
 mod display;
+mod edit;
 mod error;
 mod hook;
 mod intake;
+mod interfaces;
+mod ip;
+mod namespace;
 mod packet;
 mod queue;
 mod retained;
@@ -30,13 +37,16 @@ pub use netfilterqueue_protocol::verdict::Verdict;
 pub use nix::errno::Errno;
 
 pub use batch::{Batch, Packets};
-pub use builder::QueueBuilder;
+pub use builder::{QueueBuilder, QueueNumbers};
+pub use edit::EditMode;
 pub use error::{EditError, Error, Operation};
 pub use hook::{Family, Hook};
+pub use namespace::Namespace;
 pub use packet::{Decided, Packet};
 pub use queue::Queue;
 pub use retained::{NotSent, RetainedPacket};
-pub use stats::{KernelStats, Refusal, Stats};
+pub use socket::open_socket;
+pub use stats::{KernelStats, Refusal, Stats, StatsHandle};
 pub use stop::StopHandle;
 
 /// What may move to another thread, and what may be used by several.

@@ -1,40 +1,47 @@
 //! A bound queue: receiving, reconfiguring, stopping, closing.
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use netfilterqueue_protocol::config::{Command, ConfigMessage, CopyMode, FlagChange};
+use netfilterqueue_protocol::config::{Command, ConfigFlags, ConfigMessage, CopyMode, FlagChange};
 use nix::errno::Errno;
 
 use crate::batch::Batch;
 use crate::binding::Binding;
-use crate::builder::QueueBuilder;
+use crate::builder::{QueueBuilder, QueueNumbers};
 use crate::control::Control;
 use crate::error::{Error, Operation};
 use crate::intake::Intake;
 use crate::packet::{Decided, Packet};
 use crate::socket::{RECEIVE_MAX, Received, Wake};
-use crate::stats::{Refusal, Stats};
+use crate::stats::{KernelStats, KernelTable, Refusal, Stats, StatsHandle};
 use crate::stop::StopHandle;
+use crate::verdicts::Answer;
 
 /// When to try again to send verdicts that nobody else can.
 const ORPHANS_RETRY_AFTER: Duration = Duration::from_millis(50);
 
-/// A queue number that this program holds, and the socket its packets come through.
+/// One or several queue numbers that this program holds, and the socket their packets come through.
 ///
 /// Only one thread at a time receives (`&mut self`), because that keeps cumulative verdicts from
 /// reaching packets they are not meant for. Verdicts can be sent by any thread: batches and retained
 /// packets are `Send`.
 ///
-/// Dropping it gives the number back; the kernel drops the packets that wait in it.
-/// [`Queue::close`] does the same and reports errors.
+/// With several numbers, each packet tells its own ([`Packet::queue`]); ids are per number. Settings,
+/// limits and statistics are the same for all. They share a receive buffer and a thread: for a thread per
+/// number, see [`QueueBuilder::bind_each`] and [`Queue::run_all`].
+///
+/// Dropping it gives the numbers back; the kernel drops the packets that wait in them.
+/// [`Queue::close`] does the same and reports errors; [`Queue::drain`] judges them first.
 #[derive(Debug)]
 pub struct Queue {
     binding: Arc<Binding>,
     control: Control,
     intake: Intake,
+    settings: Settings,
+    kernel_table: io::Result<KernelTable>,
     batch_len: usize,
     /// The buffers of [`Queue::run`], kept from one call to the next.
     batch: Option<Batch>,
@@ -43,26 +50,61 @@ pub struct Queue {
     drained: bool,
 }
 
+/// What the kernel was told about a queue.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    pub(crate) copy_mode: CopyMode,
+    pub(crate) max_len: u32,
+    pub(crate) flags: ConfigFlags,
+}
+
+/// What a bound queue is made of.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) binding: Binding,
+    pub(crate) control: Control,
+    pub(crate) intake: Intake,
+    pub(crate) settings: Settings,
+    pub(crate) kernel_table: io::Result<KernelTable>,
+    pub(crate) batch_len: usize,
+    pub(crate) nonblocking: bool,
+}
+
 impl Queue {
-    /// Starts to set up queue `number`, 0–65535.
-    pub fn builder(number: u16) -> QueueBuilder {
-        QueueBuilder::new(number)
+    /// Starts to set up a queue: a number 0–65535, or several.
+    ///
+    /// ```no_run
+    /// use netfilterqueue::Queue;
+    ///
+    /// let one = Queue::builder(1).bind()?;
+    /// let balanced = Queue::builder(2..=5).bind()?; // --queue-balance 2:5
+    /// let some = Queue::builder([7, 9]).bind()?;
+    /// # Ok::<(), netfilterqueue::Error>(())
+    /// ```
+    pub fn builder(numbers: impl Into<QueueNumbers>) -> QueueBuilder {
+        QueueBuilder::new(numbers.into())
     }
 
-    pub(crate) fn new(
-        binding: Binding,
-        control: Control,
-        intake: Intake,
-        batch_len: usize,
-        nonblocking: bool,
-    ) -> Self {
+    /// The flags that this kernel knows and can serve, without binding a queue. Asking about
+    /// [`ConfigFlags::CONNTRACK`] may load the kernel module `nf_conntrack_netlink`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoCapability`], [`Error::NoQueueSupport`], or what the kernel says otherwise.
+    pub fn supported_flags() -> Result<ConfigFlags, Error> {
+        QueueBuilder::new(0.into()).supported_flags()
+    }
+
+    pub(crate) fn new(parts: Parts) -> Self {
         Self {
-            binding: Arc::new(binding),
-            control,
-            intake,
-            batch_len,
+            binding: Arc::new(parts.binding),
+            control: parts.control,
+            intake: parts.intake,
+            settings: parts.settings,
+            kernel_table: parts.kernel_table,
+            batch_len: parts.batch_len,
             batch: None,
-            nonblocking,
+            nonblocking: parts.nonblocking,
             drained: false,
         }
     }
@@ -101,6 +143,71 @@ impl Queue {
         }
     }
 
+    /// Judges the packets of several queues with a thread each, until one of them is stopped by its
+    /// [`StopHandle`] or fails; then all are stopped. Which queue a packet is of, it tells itself
+    /// ([`Packet::queue`]).
+    ///
+    /// ```no_run
+    /// use netfilterqueue::Queue;
+    ///
+    /// let mut queues = Queue::builder(0..=3).bind_each()?;
+    /// Queue::run_all(&mut queues, |packet| packet.accept())?;
+    /// # Ok::<(), netfilterqueue::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::run`]: that of the queue which failed first, in the order given.
+    ///
+    /// # Panics
+    ///
+    /// If `judge` panics, after the other threads have ended.
+    pub fn run_all<F>(queues: &mut [Self], judge: F) -> Result<(), Error>
+    where
+        F: for<'p> Fn(Packet<'p>) -> Decided<'p> + Sync,
+    {
+        let stops: Vec<StopHandle> = queues.iter().map(Self::stop_handle).collect();
+        let (judge, stops) = (&judge, StopAll(&stops));
+        let stops = &stops;
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = queues
+                .iter_mut()
+                .map(|queue| {
+                    scope.spawn(move || {
+                        // Also if the judge panics.
+                        let _stop = stops.on_drop();
+                        queue.run(judge)
+                    })
+                })
+                .collect();
+            let results: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+            for result in results {
+                result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Judges everything that is queued, then gives the numbers back: an end without loss.
+    ///
+    /// First the queue is closed to new packets, by a length of 0: until it is unbound the kernel drops
+    /// them, or accepts them if the queue fails open. Take away the rule that feeds it before, where that
+    /// matters. Packets that are still retained are dropped by the kernel, as with [`Queue::close`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::run`] and [`Queue::close`].
+    pub fn drain<F>(mut self, judge: F) -> Result<(), Error>
+    where
+        F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
+    {
+        self.set_max_len(0)?;
+        self.nonblocking = true;
+        // Its buffers may hold packets of an earlier run that failed.
+        self.run(judge)?;
+        self.close()
+    }
+
     /// Receives packets into `batch`, as many as wait and fit, and returns how many. Blocks for the first
     /// one only: usually one `poll`, then one `recvmmsg` per 64 packets. What the batch held before is
     /// committed first.
@@ -117,14 +224,32 @@ impl Queue {
     /// non-blocking mode if no packet waits. [`Error::System`] if the socket fails, or an
     /// earlier batch cannot be committed; then nothing is received.
     pub fn recv(&mut self, batch: &mut Batch) -> Result<usize, Error> {
+        self.recv_until(batch, None)
+    }
+
+    /// As [`Queue::recv`], for no longer than `timeout`, to the millisecond; also in non-blocking mode.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::recv`]; [`Error::WouldBlock`] if no packet has come in time.
+    pub fn recv_timeout(&mut self, batch: &mut Batch, timeout: Duration) -> Result<usize, Error> {
+        let nonblocking = std::mem::take(&mut self.nonblocking);
+        // What is out of the clock's range is for ever.
+        let result = self.recv_until(batch, Instant::now().checked_add(timeout));
+        self.nonblocking = nonblocking;
+        result
+    }
+
+    fn recv_until(&mut self, batch: &mut Batch, until: Option<Instant>) -> Result<usize, Error> {
         batch.commit_leftovers()?;
         // Without waiting, only asking tells whether more has come.
         self.drained &= !self.nonblocking;
         loop {
+            self.binding.wake().reset();
             if self.binding.wake().take_stop() {
                 return Err(Error::Stopped);
             }
-            let orphans_left = self.binding.send_orphans();
+            let retry_at = self.answer_for_others();
             let packets = self.fill(batch)?;
             if packets > 0 {
                 return Ok(packets);
@@ -133,11 +258,26 @@ impl Queue {
                 // Only answers and refusals were received; there may be more behind them.
                 continue;
             }
-            if self.nonblocking {
+            if self.nonblocking || until.is_some_and(|until| until <= Instant::now()) {
                 return Err(Error::WouldBlock);
             }
-            self.wait(orphans_left.then_some(ORPHANS_RETRY_AFTER))?;
+            self.wait([retry_at, self.next_deadline(), until].into_iter().flatten().min())?;
         }
+    }
+
+    /// Gives packets their verdicts that nobody else will. Returns when to try again what did not work.
+    fn answer_for_others(&self) -> Option<Instant> {
+        if self.binding.deadlines().next().is_some() {
+            let expired = self.binding.deadlines().expire(Instant::now());
+            if !expired.is_empty() {
+                self.binding.counters().expired(expired.len());
+                let verdict = self.binding.terms().on_undecided;
+                let answers =
+                    expired.into_iter().map(|(queue, id)| Answer::plain(queue, id, verdict));
+                self.binding.adopt(answers);
+            }
+        }
+        self.binding.send_orphans().then(|| Instant::now() + ORPHANS_RETRY_AFTER)
     }
 
     /// One pass over what has been kept and what waits. Returns the number of packets.
@@ -145,6 +285,8 @@ impl Queue {
         let mut filled = 0;
         let mut packets = 0;
         let mut received = [Received::default(); RECEIVE_MAX];
+        // Packets of the same queue come in runs; they are counted by the run.
+        let (mut queue, mut run) = (0, 0);
         while filled < batch.capacity() {
             let count = if let Some(kept) = self.intake.next_kept() {
                 let (_, buffer) = batch.slots_mut().at_mut(filled);
@@ -164,11 +306,19 @@ impl Queue {
                 let (slot, buffer) = batch.slots_mut().at_mut(filled + at);
                 let datagram = buffer.get(..received.length).unwrap_or(buffer);
                 let content = slot.load(datagram, *received);
-                packets += usize::from(self.intake.count(&content, self.binding.outstanding()));
+                if self.intake.count(&content, self.binding.outstanding()) {
+                    if slot.queue() != queue {
+                        self.binding.outstanding().received(queue, run);
+                        (queue, run) = (slot.queue(), 0);
+                    }
+                    run += 1;
+                    packets += 1;
+                }
             }
             filled += count;
         }
-        self.binding.outstanding().received(packets);
+        self.binding.outstanding().received(queue, run);
+        self.binding.counters().publish(&self.intake.stats);
         if packets > 0 {
             batch.attach(&self.binding);
         }
@@ -203,14 +353,17 @@ impl Queue {
         }
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) -> Result<(), Error> {
+    fn wait(&mut self, until: Option<Instant>) -> Result<(), Error> {
         self.intake.stats.wait_calls += 1;
+        // Rounded up: a wait that ends too early only has to begin again.
+        let timeout = until.map(|until| {
+            until.saturating_duration_since(Instant::now()) + Duration::from_micros(999)
+        });
         let wake = self.binding.socket().wait(Some(self.binding.wake().event()), timeout);
         match wake.map_err(Error::system(Operation::Receive, "poll"))? {
             Wake::Readable => self.drained = false,
             // The loop looks what for.
-            Wake::Woken => self.binding.wake().reset(),
-            Wake::Nothing => {}
+            Wake::Woken | Wake::Nothing => {}
         }
         Ok(())
     }
@@ -224,15 +377,27 @@ impl Queue {
     /// Counters since the queue was bound.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let sent = self.binding.sent();
-        Stats {
-            answered: sent.answered.load(Ordering::Relaxed),
-            exact_verdicts: sent.exact.load(Ordering::Relaxed),
-            cumulative_verdicts: sent.cumulative.load(Ordering::Relaxed),
-            send_calls: sent.calls.load(Ordering::Relaxed),
-            held: self.binding.outstanding().count(),
-            ..self.intake.stats
-        }
+        self.binding.counters().publish(&self.intake.stats);
+        self.stats_handle().stats()
+    }
+
+    /// A handle that reads the counters while the queue is used elsewhere.
+    #[must_use]
+    pub fn stats_handle(&self) -> StatsHandle {
+        StatsHandle::new(&self.binding)
+    }
+
+    /// The kernel's own counters, of each of the queue's numbers. Since they come from another source, they
+    /// tell what this program cannot see, and show that what it sees is right.
+    ///
+    /// # Errors
+    ///
+    /// As [`KernelStats::read`]; `Unsupported` for a queue on a socket from elsewhere
+    /// ([`QueueBuilder::bind_on`]).
+    pub fn kernel_stats(&self) -> io::Result<Vec<KernelStats>> {
+        let table = self.kernel_table.as_ref().map_err(|error| io::Error::from(error.kind()))?;
+        let rows = self.numbers().map(|number| table.read(number));
+        rows.filter_map(Result::transpose).collect()
     }
 
     /// The verdicts that the kernel refused since the last call, oldest first; at most the newest 256. The
@@ -241,10 +406,37 @@ impl Queue {
         self.intake.take_refusals()
     }
 
-    /// The queue number.
+    /// When the next deadline of a retained packet passes
+    /// ([`RetainedPacket::set_deadline`](crate::RetainedPacket::set_deadline)): a program that does not
+    /// block in [`Queue::recv`] calls it by then.
     #[must_use]
-    pub fn number(&self) -> u16 {
-        self.binding.queue()
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.binding.deadlines().next()
+    }
+
+    /// The queue numbers, ascending.
+    pub fn numbers(&self) -> impl ExactSizeIterator<Item = u16> {
+        self.binding.outstanding().queues()
+    }
+
+    /// What the kernel copies of packets, as it was last told. [`CopyMode::Packet`] with the range that it
+    /// has made of it: 1 to 65,531.
+    #[must_use]
+    pub const fn copy_mode(&self) -> CopyMode {
+        self.settings.copy_mode.effective()
+    }
+
+    /// How many packets the kernel holds, as it was last told. (What newer kernels allow at most is said at
+    /// [`QueueBuilder::max_len`].)
+    #[must_use]
+    pub const fn max_len(&self) -> u32 {
+        self.settings.max_len
+    }
+
+    /// The flags that are set.
+    #[must_use]
+    pub const fn flags(&self) -> ConfigFlags {
+        self.settings.flags
     }
 
     /// The netlink port id of the queue's socket, which `/proc/net/netfilter/nfnetlink_queue` shows.
@@ -274,12 +466,12 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// [`Error::NoCapability`], [`Error::Refused`] or [`Error::AckTimeout`].
+    /// [`Error::NoCapability`], [`Error::Refused`] or [`Error::AckTimeout`]. With several numbers, those
+    /// before the one that failed are changed.
     pub fn set_copy_mode(&mut self, copy_mode: CopyMode) -> Result<(), Error> {
-        self.configure(&ConfigMessage {
-            copy_mode: Some(copy_mode),
-            ..ConfigMessage::new(self.number())
-        })
+        self.configure(|request| request.copy_mode = Some(copy_mode))?;
+        self.settings.copy_mode = copy_mode;
+        Ok(())
     }
 
     /// Changes how many packets the kernel holds before it drops new ones (or accepts them, failing open).
@@ -288,10 +480,9 @@ impl Queue {
     ///
     /// As [`Queue::set_copy_mode`].
     pub fn set_max_len(&mut self, packets: u32) -> Result<(), Error> {
-        self.configure(&ConfigMessage {
-            max_len: Some(packets),
-            ..ConfigMessage::new(self.number())
-        })
+        self.configure(|request| request.max_len = Some(packets))?;
+        self.settings.max_len = packets;
+        Ok(())
     }
 
     /// Sets and clears flags for packets that are queued from now on: those of the mask change, to what the
@@ -302,17 +493,20 @@ impl Queue {
     /// [`Error::FlagsRefused`] if the kernel does not know one of them; else as
     /// [`Queue::set_copy_mode`].
     pub fn set_flags(&mut self, change: FlagChange) -> Result<(), Error> {
-        let queue = self.number();
-        let request = ConfigMessage { flags: Some(change), ..ConfigMessage::new(queue) };
-        self.configure(&request).map_err(|error| match error {
+        self.configure(|request| request.flags = Some(change)).map_err(|error| match error {
             Error::Refused { errno: Errno::EOPNOTSUPP | Errno::EINVAL, .. } => {
-                self.control.explain_flags(&self.binding, &mut self.intake, change.values)
+                let Self { binding, control, intake, .. } = self;
+                let queue = binding.outstanding().queues().next().unwrap_or_default();
+                control.explain_flags(binding, intake, queue, change.values)
             }
             error => error,
-        })
+        })?;
+        let FlagChange { mask, values } = change;
+        self.settings.flags = ConfigFlags((self.settings.flags.0 & !mask.0) | (values.0 & mask.0));
+        Ok(())
     }
 
-    /// Gives the queue number back. The kernel drops the packets that wait in the queue; a verdict on one
+    /// Gives the queue numbers back. The kernel drops the packets that wait in them; a verdict on one
     /// of them fails with [`Error::Closed`] from now on.
     ///
     /// # Errors
@@ -320,18 +514,21 @@ impl Queue {
     /// As [`Queue::set_copy_mode`]; the queue is closed all the same when the last batch and
     /// retained packet is gone.
     pub fn close(mut self) -> Result<(), Error> {
-        let unbind = self.unbind_request();
-        self.control.ask(&self.binding, &mut self.intake, Operation::Unbind, &unbind)?;
+        for number in self.binding.outstanding().queues() {
+            let unbind = ConfigMessage::command(number, Command::Unbind);
+            self.control.ask(&self.binding, &mut self.intake, Operation::Unbind, &unbind)?;
+        }
         self.binding.close();
         Ok(())
     }
 
-    fn configure(&mut self, request: &ConfigMessage) -> Result<(), Error> {
-        self.control.ask(&self.binding, &mut self.intake, Operation::Configure, request)
-    }
-
-    fn unbind_request(&self) -> ConfigMessage {
-        ConfigMessage::command(self.number(), Command::Unbind)
+    fn configure(&mut self, change: impl Fn(&mut ConfigMessage)) -> Result<(), Error> {
+        for number in self.binding.outstanding().queues() {
+            let mut request = ConfigMessage::new(number);
+            change(&mut request);
+            self.control.ask(&self.binding, &mut self.intake, Operation::Configure, &request)?;
+        }
+        Ok(())
     }
 }
 
@@ -339,9 +536,26 @@ impl Drop for Queue {
     fn drop(&mut self) {
         // Not left to the closing of the socket: batches and retained packets keep that open.
         if self.binding.close() {
-            let unbind = self.unbind_request();
-            let _ = self.control.send(&self.binding, &unbind);
+            for number in self.binding.outstanding().queues() {
+                let unbind = ConfigMessage::command(number, Command::Unbind);
+                let _ = self.control.send(&self.binding, &unbind);
+            }
         }
+    }
+}
+
+/// Stops queues that are run together.
+struct StopAll<'a>(&'a [StopHandle]);
+
+impl<'a> StopAll<'a> {
+    const fn on_drop(&self) -> Self {
+        Self(self.0)
+    }
+}
+
+impl Drop for StopAll<'_> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(StopHandle::stop);
     }
 }
 

@@ -2,60 +2,61 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use netfilterqueue_protocol::attribute::Attribute;
 use netfilterqueue_protocol::conntrack::Conntrack;
-use netfilterqueue_protocol::packet::{PacketIndex, PacketMessage, SkbInfo, Timestamp, Vlan};
+use netfilterqueue_protocol::packet::{PacketMessage, SkbInfo, Timestamp, Vlan};
 use netfilterqueue_protocol::verdict::Verdict;
 
+use crate::access::packet_methods;
 use crate::binding::Binding;
+use crate::checksum::Completion;
+use crate::deadlines::Claim;
 use crate::display;
+use crate::edit::EditMode;
 use crate::error::{EditError, Error};
 use crate::hook::{Family, Hook};
-use crate::packet::{attribute_accessors, check_payload};
-use crate::slot::{Edit, Slot};
-use crate::verdicts::{Answer, Datagram, Form};
+use crate::slot::Slot;
+use crate::verdicts::{Answer, Datagram, Form, L2Header};
 
 /// A packet that was taken out of its batch. Owned, `Send` and `Sync`; its verdict is sent at once.
 ///
 /// Dropped without a verdict, it gets the queue's default verdict; leaked ([`std::mem::forget`]), it waits
 /// until the queue is closed. While packets are retained, the queue
 /// sends one verdict message per packet instead of one per run of packets.
+///
+/// The kernel holds what is retained, and counts it against
+/// [`QueueBuilder::max_len`](crate::QueueBuilder::max_len): a program that retains more must raise that.
+/// Kernels since January 2026 (7.0, 6.19.4, 6.18.14, 6.12.75) hold 65,536 packets at most and drop what comes
+/// then, which shows as [`Stats::lost`](crate::Stats::lost). [`Stats::retained`](crate::Stats::retained) tells
+/// how many there are.
 pub struct RetainedPacket {
     binding: Arc<Binding>,
-    index: PacketIndex,
-    /// The kernel's message, exactly.
-    message: Box<[u8]>,
-    mark: Option<u32>,
-    edit: RetainedEdit,
-    /// As [`Edit::min`], once the packet is edited.
-    min: Option<usize>,
+    slot: Slot,
+    /// The kernel's message, exactly, until an edit makes it longer.
+    buffer: Vec<u8>,
+    deadline: Option<Deadline>,
     answered: bool,
 }
 
-/// Where the bytes that go back with a retained packet are.
-enum RetainedEdit {
-    None,
-    /// In the message.
-    InPlace(Edit),
-    Replaced(Box<[u8]>),
+#[derive(Debug)]
+struct Deadline {
+    at: Instant,
+    claim: Arc<Claim>,
 }
 
 impl RetainedPacket {
     /// Copies a packet out of `buffer`, with what was done to it so far.
-    pub(crate) fn new(binding: Arc<Binding>, slot: &Slot, buffer: &[u8]) -> Self {
-        let index = slot.index;
-        let message: Box<[u8]> = index.view(buffer).bytes().into();
-        let edit = match slot.edit {
-            None => RetainedEdit::None,
-            Some(edit) if edit.range().end <= message.len() => RetainedEdit::InPlace(edit),
-            Some(edit) => RetainedEdit::Replaced(buffer[edit.range()].into()),
-        };
-        let (mark, min) = (slot.mark, slot.edit.map(|edit| edit.min));
-        Self { binding, index, message, mark, edit, min, answered: false }
+    pub(crate) fn new(binding: Arc<Binding>, slot: Slot, buffer: &[u8]) -> Self {
+        let edited = slot.edit.map_or(0, |edit| edit.range().end);
+        let len = slot.index.message_len().max(edited);
+        let buffer = buffer.get(..len).unwrap_or(buffer).to_vec();
+        binding.counters().retained();
+        Self { binding, slot, buffer, deadline: None, answered: false }
     }
 
-    /// Accepts the packet, with its mark and edits: one `sendmsg`.
+    /// Accepts the packet, with its changes: one `sendmsg`.
     ///
     /// # Errors
     ///
@@ -65,117 +66,114 @@ impl RetainedPacket {
         self.verdict(Verdict::Accept)
     }
 
-    /// Gives the packet a verdict, with its mark and edits: one `sendmsg`. The edits of a packet that is
+    /// Gives the packet a verdict, with its changes: one `sendmsg`. The edited bytes of a packet that is
     /// dropped are not sent.
     ///
     /// # Errors
     ///
-    /// [`NotSent`] gives the packet back: [`Error::Closed`] if its queue is closed, [`Error::System`] if the
-    /// kernel could not take the message now.
+    /// [`NotSent`] gives the packet back: [`Error::Closed`] if its queue is closed, [`Error::Expired`] if its
+    /// deadline has passed, [`Error::System`] if the kernel could not take the message now.
     #[expect(clippy::result_large_err, reason = "a failure gives the packet back")]
     pub fn verdict(mut self, verdict: Verdict) -> Result<(), NotSent> {
-        match self.send(verdict, true) {
+        self.slot.finish_edit(&mut self.buffer, verdict, &self.binding);
+        match self.send(Some(verdict)) {
             Ok(()) => Ok(()),
             Err(error) => Err(NotSent { packet: self, error }),
         }
     }
 
-    /// Sets the mark that the packet leaves with, whatever the verdict.
-    pub const fn set_mark(&mut self, mark: u32) {
-        self.mark = Some(mark);
-    }
-
-    /// As [`Packet::payload_mut`](crate::Packet::payload_mut).
+    /// Sets the time after which the packet gets the queue's default verdict, or takes it away. A verdict
+    /// that comes later fails with [`Error::Expired`].
     ///
-    /// # Errors
-    ///
-    /// As [`Packet::payload_mut`](crate::Packet::payload_mut).
-    pub fn payload_mut(&mut self) -> Result<&mut [u8], EditError> {
-        if matches!(self.edit, RetainedEdit::None) {
-            let edit = Edit::of_whole(&self.message(), self.binding.payload_max())?;
-            (self.edit, self.min) = (RetainedEdit::InPlace(edit), Some(edit.min));
+    /// The verdict is given by the thread that receives on the queue: [`Queue::run`](crate::Queue::run) and
+    /// a blocked [`Queue::recv`](crate::Queue::recv) wake up for it, to the millisecond. A program with an
+    /// event loop of its own finds the next deadline in
+    /// [`Queue::next_deadline`](crate::Queue::next_deadline). Of no effect once the deadline has passed.
+    pub fn set_deadline(&mut self, at: Option<Instant>) {
+        let has_passed = self.deadline.as_ref().is_some_and(|deadline| !deadline.claim.take());
+        if !has_passed {
+            self.deadline = at.map(|at| self.register(at));
         }
-        Ok(match &mut self.edit {
-            RetainedEdit::Replaced(payload) => payload,
-            RetainedEdit::InPlace(edit) => &mut self.message[edit.range()],
-            RetainedEdit::None => &mut [],
-        })
     }
 
-    /// As [`Packet::set_payload`](crate::Packet::set_payload); allocates.
+    /// The time that [`RetainedPacket::set_deadline`] has set.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline.as_ref().map(|deadline| deadline.at)
+    }
+
+    /// As [`Packet::set_payload`](crate::Packet::set_payload); may allocate.
     ///
     /// # Errors
     ///
     /// As [`Packet::set_payload`](crate::Packet::set_payload).
     pub fn set_payload(&mut self, payload: &[u8]) -> Result<(), EditError> {
         let max = self.binding.payload_max();
-        let min = match self.min {
-            Some(min) => min,
-            None => Edit::of_whole(&self.message(), max)?.min,
-        };
-        check_payload(payload.len(), min, max)?;
-        (self.edit, self.min) = (RetainedEdit::Replaced(payload.into()), Some(min));
+        let edit = self.slot.place_payload(&self.buffer, usize::MAX, payload.len(), max)?;
+        let len = self.buffer.len().max(edit.range().end);
+        self.buffer.resize(len, 0);
+        if let Some(target) = self.buffer.get_mut(edit.range()) {
+            target.copy_from_slice(payload);
+            self.slot.edit = Some(edit);
+        }
         Ok(())
     }
 
-    /// As [`Packet::payload`](crate::Packet::payload).
-    #[must_use]
-    pub fn payload(&self) -> &[u8] {
-        match &self.edit {
-            RetainedEdit::Replaced(payload) => payload,
-            RetainedEdit::InPlace(edit) => &self.message[edit.range()],
-            RetainedEdit::None => self.message().payload(),
+    packet_methods!();
+
+    fn register(&self, at: Instant) -> Deadline {
+        let (claim, is_next) = self.binding.deadlines().set(at, self.queue(), self.id());
+        if is_next {
+            // It may be sleeping for longer.
+            self.binding.wake().wake();
         }
+        Deadline { at, claim }
     }
 
-    /// As [`Packet::mark`](crate::Packet::mark).
-    #[must_use]
-    pub fn mark(&self) -> Option<u32> {
-        self.mark.or_else(|| self.message().mark())
+    /// Sends a verdict with the packet's changes, or the default verdict without them.
+    fn send(&mut self, verdict: Option<Verdict>) -> Result<(), Error> {
+        if self.deadline.as_ref().is_some_and(|deadline| !deadline.claim.take()) {
+            return Err(Error::Expired);
+        }
+        let result = self.send_claimed(verdict);
+        if result.is_err()
+            && let Some(at) = self.deadline()
+        {
+            self.deadline = Some(self.register(at));
+        }
+        result
     }
 
-    /// As [`Packet::message`](crate::Packet::message).
-    #[must_use]
-    pub fn message(&self) -> PacketMessage<'_> {
-        self.index.view(&self.message)
-    }
-
-    attribute_accessors!();
-
-    const fn index(&self) -> &PacketIndex {
-        &self.index
-    }
-
-    /// Sends the verdict; `decided` says whether mark and edits go with it.
-    fn send(&mut self, verdict: Verdict, decided: bool) -> Result<(), Error> {
-        let edited = match &self.edit {
-            RetainedEdit::None => None,
-            RetainedEdit::InPlace(_) | RetainedEdit::Replaced(_) => Some(self.payload()),
-        };
-        let edited = edited.filter(|_| decided && verdict != Verdict::Drop);
-        let answer = Answer {
-            id: self.id(),
-            verdict,
-            mark: self.mark.filter(|_| decided),
-            payload_len: edited.map(<[u8]>::len),
-            slot: 0,
+    fn send_claimed(&mut self, verdict: Option<Verdict>) -> Result<(), Error> {
+        let answer = match verdict {
+            Some(verdict) => self.slot.decided(verdict),
+            None => self.default_answer(),
         };
         let mut datagram = Datagram::default();
-        datagram.fill(self.binding.queue(), [answer].into_iter(), Form::Exact, usize::MAX)?;
-        self.binding.send(&datagram, |_| edited.unwrap_or_default())?;
+        datagram.fill(std::iter::once(answer), |_| Form::Exact, usize::MAX)?;
+        self.binding.send(&datagram, |_| self.payload())?;
         self.answered = true;
         Ok(())
+    }
+
+    fn default_answer(&self) -> Answer<'static> {
+        Answer::plain(self.queue(), self.id(), self.binding.terms().on_undecided)
     }
 }
 
 impl Drop for RetainedPacket {
     fn drop(&mut self) {
-        if !self.answered {
-            let verdict = self.binding.on_undecided();
-            if self.send(verdict, false).is_err() {
-                let answer =
-                    Answer { id: self.id(), verdict, mark: None, payload_len: None, slot: 0 };
-                self.binding.adopt(std::iter::once(answer));
+        self.binding.counters().released();
+        if self.answered {
+            return;
+        }
+        match self.send(None) {
+            // Somebody else has answered.
+            Ok(()) | Err(Error::Expired) => {}
+            Err(_) => {
+                if self.deadline.take().is_none_or(|deadline| deadline.claim.take()) {
+                    self.binding.adopt(std::iter::once(self.default_answer()));
+                }
             }
         }
     }
@@ -195,11 +193,13 @@ impl fmt::Debug for RetainedPacket {
 /// As that of [`Packet`](crate::Packet).
 impl fmt::Display for RetainedPacket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        display::line(f, &self.message(), self.payload(), self.mark())
+        let name_of = |index| self.binding.interfaces().name(index);
+        display::line(f, &self.message(), self.payload(), self.mark(), &name_of)
     }
 }
 
-/// The verdict on a retained packet could not be sent. Holds the packet, which can be judged again.
+/// The verdict on a retained packet could not be sent. Holds the packet, which can be judged again unless its
+/// queue is closed or its deadline has passed.
 #[derive(Debug, thiserror::Error)]
 #[error("the verdict on packet {} was not sent: {error}", packet.id())]
 pub struct NotSent {

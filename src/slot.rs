@@ -7,8 +7,9 @@ use netfilterqueue_protocol::message::{Ack, Message};
 use netfilterqueue_protocol::packet::PacketIndex;
 use netfilterqueue_protocol::verdict::Verdict;
 
+use crate::edit::{Edit, EditMode};
 use crate::socket::Received;
-use crate::verdicts::Answer;
+use crate::verdicts::{Answer, Extras};
 
 /// Room for the longest message: 65,531 bytes of payload and everything else (about 250 bytes with a
 /// conntrack entry) with plenty to spare.
@@ -37,39 +38,31 @@ enum State {
 }
 
 /// The packet in one buffer.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Slot {
     state: State,
-    /// The packet id; apart from the index because a message that cannot be parsed may still have one.
+    /// Queue number and packet id; apart from the index because a message that cannot be parsed may still
+    /// have them.
+    queue: u16,
     id: u32,
     pub(crate) index: PacketIndex,
     pub(crate) mark: Option<u32>,
+    pub(crate) priority: Option<u32>,
     pub(crate) edit: Option<Edit>,
-}
-
-/// Where in the buffer the edited payload lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Edit {
-    pub(crate) start: usize,
-    pub(crate) len: usize,
-    /// The shortest payload that the kernel can take: the original packet's network header.
-    pub(crate) min: usize,
-}
-
-impl Edit {
-    pub(crate) const fn range(self) -> std::ops::Range<usize> {
-        self.start..self.start + self.len
-    }
+    /// As the queue has it, if `None`.
+    pub(crate) edit_mode: Option<EditMode>,
+    /// Stays allocated from packet to packet.
+    extras: Option<Box<Extras>>,
 }
 
 /// What a received datagram was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Content<'a> {
     /// A packet, ready to be judged.
-    Packet { id: u32 },
+    Packet { queue: u16, id: u32 },
     /// A packet message that was cut off or malformed, but whose packet can be answered: it gets the
     /// verdict of undecided packets.
-    Unreadable { id: u32, truncated: bool },
+    Unreadable { queue: u16, id: u32, truncated: bool },
     /// The kernel's answer to a request.
     Ack(Ack<'a>),
     /// Not from the kernel.
@@ -81,13 +74,17 @@ pub(crate) enum Content<'a> {
 impl Slot {
     /// Takes in a received datagram.
     pub(crate) fn load<'a>(&mut self, datagram: &'a [u8], received: Received) -> Content<'a> {
-        *self = Self::default();
-        let content = classify(datagram, received, &mut self.index);
-        match content {
-            Content::Packet { id } => (self.state, self.id) = (State::Undecided, id),
-            Content::Unreadable { id, .. } => (self.state, self.id) = (State::Unreadable, id),
-            _ => {}
+        let mut extras = self.extras.take();
+        if let Some(extras) = &mut extras {
+            **extras = Extras::default();
         }
+        *self = Self { extras, ..Self::default() };
+        let content = classify(datagram, received, &mut self.index);
+        (self.state, self.queue, self.id) = match content {
+            Content::Packet { queue, id } => (State::Undecided, queue, id),
+            Content::Unreadable { queue, id, .. } => (State::Unreadable, queue, id),
+            _ => (State::Empty, 0, 0),
+        };
         content
     }
 
@@ -101,6 +98,20 @@ impl Slot {
         !matches!(self.state, State::Empty)
     }
 
+    /// The packet's queue number.
+    pub(crate) const fn queue(&self) -> u16 {
+        self.queue
+    }
+
+    /// The rarer changes, if there are any.
+    pub(crate) fn extras(&self) -> Option<&Extras> {
+        self.extras.as_deref().filter(|extras| !extras.is_empty())
+    }
+
+    pub(crate) fn extras_mut(&mut self) -> &mut Extras {
+        self.extras.get_or_insert_default()
+    }
+
     pub(crate) const fn decide(&mut self, verdict: Verdict) {
         self.state = State::Decided(verdict);
     }
@@ -110,20 +121,33 @@ impl Slot {
         self.state = State::Empty;
     }
 
-    /// The answer that the commit sends. An undecided packet gets `on_undecided` and nothing else: half
-    /// made edits stay here.
-    pub(crate) fn answer(&self, slot: usize, on_undecided: Verdict) -> Option<Answer> {
-        let id = self.id;
+    /// Takes the packet out, with all that was done to it; the slot is empty afterwards.
+    pub(crate) fn take(&mut self) -> Self {
+        let taken = std::mem::take(self);
+        Self { state: State::Empty, ..taken }
+    }
+
+    /// The answer that the commit sends; `at` says where the slot is. An undecided packet gets `on_undecided`
+    /// and nothing else: half made changes stay here.
+    pub(crate) fn answer(&self, at: usize, on_undecided: Verdict) -> Option<Answer<'_>> {
         match self.state {
             State::Empty => None,
             State::Undecided | State::Unreadable => {
-                Some(Answer { id, verdict: on_undecided, mark: None, payload_len: None, slot })
+                Some(Answer { slot: at, ..Answer::plain(self.queue, self.id, on_undecided) })
             }
-            State::Decided(verdict) => {
-                let edit = self.edit.filter(|_| verdict != Verdict::Drop);
-                let payload_len = edit.map(|edit| edit.len);
-                Some(Answer { id, verdict, mark: self.mark, payload_len, slot })
-            }
+            State::Decided(verdict) => Some(Answer { slot: at, ..self.decided(verdict) }),
+        }
+    }
+
+    /// The answer that carries what was done to the packet; the bytes of a dropped one stay here.
+    pub(crate) fn decided(&self, verdict: Verdict) -> Answer<'_> {
+        let edit = self.edit.filter(|_| verdict != Verdict::Drop);
+        Answer {
+            mark: self.mark,
+            priority: self.priority,
+            extras: self.extras(),
+            payload_len: edit.map(|edit| edit.len),
+            ..Answer::plain(self.queue, self.id, verdict)
         }
     }
 }
@@ -144,7 +168,7 @@ pub(crate) fn classify<'a>(
             NFQNL_MSG_PACKET => {
                 if let Ok(parsed) = PacketIndex::of(message) {
                     *index = parsed;
-                    return Content::Packet { id: parsed.id() };
+                    return Content::Packet { queue: parsed.queue(), id: parsed.id() };
                 }
             }
             NLMSG_ERROR => return Ack::parse(message).map_or(Content::Unknown, Content::Ack),
@@ -152,7 +176,7 @@ pub(crate) fn classify<'a>(
         }
     }
     match PacketIndex::salvage(datagram) {
-        Some((_, id)) => Content::Unreadable { id, truncated: received.truncated },
+        Some((queue, id)) => Content::Unreadable { queue, id, truncated: received.truncated },
         None => Content::Unknown,
     }
 }
@@ -175,7 +199,7 @@ impl Slots {
         let stride = stride.expect("buffers longer than the address space");
         let total = stride.checked_mul(count).expect("more buffers than the address space holds");
         Self {
-            slots: vec![Slot::default(); count].into(),
+            slots: std::iter::repeat_with(Slot::default).take(count).collect(),
             memory: vec![0; total],
             stride,
             buffer_len,
@@ -196,6 +220,10 @@ impl Slots {
     /// The edited payload of the packet in a slot; empty if it was not edited.
     pub(crate) fn edited(&self, at: usize) -> &[u8] {
         self.slots[at].edit.map_or(&[], |edit| &self.memory[at * self.stride..][edit.range()])
+    }
+
+    pub(crate) fn at(&self, at: usize) -> &Slot {
+        &self.slots[at]
     }
 
     /// One slot with its buffer.

@@ -13,7 +13,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, SndBuf, SndBufForce};
 use nix::sys::socket::{
-    MsgFlags, MultiHeaders, NetlinkAddr, getsockopt, recvmmsg, sendmsg, setsockopt,
+    MsgFlags, MultiHeaders, NetlinkAddr, bind, getsockname, getsockopt, recvmmsg, sendmsg,
+    setsockopt,
 };
 
 use crate::error::{Error, Operation};
@@ -31,6 +32,9 @@ const SEND_BUFFER: usize = 128 << 10;
 /// How often and after how long a datagram is sent again for which the kernel had no memory.
 const SEND_RETRIES: u32 = 50;
 const SEND_RETRY_AFTER: Duration = Duration::from_millis(1);
+
+/// What is wrong with a socket that cannot be used.
+pub(crate) const NOT_NETFILTER: &str = "the descriptor is not a NETLINK_NETFILTER socket";
 
 /// The port id of the kernel itself.
 const KERNEL_PORT: u32 = 0;
@@ -72,8 +76,18 @@ pub(crate) struct Socket {
     send_limit: usize,
 }
 
+/// Opens a socket for [`QueueBuilder::bind_on`](crate::QueueBuilder::bind_on) in the calling thread's network
+/// namespace, with the options that a queue needs: to be passed to another process over a Unix socket.
+///
+/// # Errors
+///
+/// [`Error::NoQueueSupport`] if the kernel has no nfnetlink, [`Error::System`] if it cannot be opened.
+pub fn open_socket() -> Result<OwnedFd, Error> {
+    Socket::open().map(|socket| socket.fd)
+}
+
 impl Socket {
-    /// Opens a socket and binds it to a port id of its own.
+    /// Opens a socket and binds it to a port id of its own, in the calling thread's network namespace.
     ///
     /// `NETLINK_NO_ENOBUFS` is set: without it one overrun makes the kernel drop everything until the
     /// receive buffer is empty. `NETLINK_CAP_ACK` and `NETLINK_EXT_ACK` make refusals short and
@@ -88,21 +102,36 @@ impl Socket {
                     _ => failed("socket(AF_NETLINK)")(source),
                 }
             })?;
-        let address = socket.bind_auto().map_err(failed("bind"))?;
+        socket.bind_auto().map_err(failed("bind"))?;
         socket.set_no_enobufs(true).map_err(failed("setsockopt(NETLINK_NO_ENOBUFS)"))?;
         let _ = socket.set_cap_ack(true);
         let _ = socket.set_ext_ack(true);
         // A duplicate is the same socket, and netlink-sys gives its own descriptor away to no safe code.
         let fd = socket.as_fd().try_clone_to_owned().map_err(failed("fcntl(F_DUPFD)"))?;
+        Self::adopt(fd)
+    }
+
+    /// Takes over a socket that was opened elsewhere. Its options stay as they are; it gets a port id if it
+    /// has none.
+    pub(crate) fn adopt(fd: OwnedFd) -> Result<Self, Error> {
+        let failed = |call| Error::system::<Errno>(Operation::Open, call);
+        let port = |fd: &OwnedFd| match getsockname::<NetlinkAddr>(fd.as_raw_fd()) {
+            Ok(address) => Ok(address.pid()),
+            Err(Errno::EINVAL | Errno::ENOTSOCK) => Err(Error::InvalidQueue(NOT_NETFILTER)),
+            Err(errno) => Err(failed("getsockname")(errno)),
+        };
+        if port(&fd)? == KERNEL_PORT {
+            bind(fd.as_raw_fd(), &NetlinkAddr::new(KERNEL_PORT, 0)).map_err(failed("bind"))?;
+        }
+        let port = port(&fd)?;
         if getsockopt(&fd, SndBuf).is_ok_and(|bytes| bytes < SEND_BUFFER) {
             // What cannot be had here only makes datagrams shorter.
             let _ = setsockopt(&fd, SndBufForce, &SEND_BUFFER)
                 .or_else(|_| setsockopt(&fd, SndBuf, &SEND_BUFFER));
         }
-        let send_buffer =
-            getsockopt(&fd, SndBuf).map_err(Error::system(Operation::Open, "getsockopt"))?;
+        let send_buffer = getsockopt(&fd, SndBuf).map_err(failed("getsockopt"))?;
         let send_limit = send_buffer.saturating_sub(SEND_OVERHEAD);
-        Ok(Self { fd, port: address.port_number(), send_limit })
+        Ok(Self { fd, port, send_limit })
     }
 
     /// Asks for a receive buffer of `bytes`, beyond the host's limit where that is permitted

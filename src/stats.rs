@@ -1,10 +1,17 @@
 //! What was received, lost, answered and refused, counted here and by the kernel.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use nix::errno::Errno;
 
-/// Counters of a queue since it was bound.
+use crate::binding::Binding;
+use crate::verdicts::Datagram;
+
+/// Counters of a queue since it was bound; over all its numbers, if it has several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Stats {
@@ -26,6 +33,13 @@ pub struct Stats {
     pub answered: u64,
     /// Packets that were received and have no verdict sent yet: in batches or retained.
     pub held: u64,
+    /// Retained packets that exist now, judged or not: those whose verdict failed count as well.
+    pub retained: u64,
+    /// Retained packets whose deadline has passed. They got the default verdict.
+    pub expired: u64,
+    /// Edited packets that left without a right transport checksum, because it cannot be computed: see
+    /// [`Completion`](crate::checksum::Completion). Packets in raw mode do not count.
+    pub incomplete_edits: u64,
     /// Verdict messages about one packet.
     pub exact_verdicts: u64,
     /// Verdict messages about a run of packets.
@@ -52,10 +66,92 @@ impl Stats {
     }
 }
 
+/// The counters of a queue that is used elsewhere, by [`Queue::run`](crate::Queue::run) for one. May be
+/// cloned, sent to other threads and used after the queue is gone.
+#[derive(Debug, Clone)]
+pub struct StatsHandle {
+    counters: Arc<Counters>,
+    binding: Weak<Binding>,
+}
+
+impl StatsHandle {
+    pub(crate) fn new(binding: &Arc<Binding>) -> Self {
+        Self { counters: Arc::clone(binding.counters()), binding: Arc::downgrade(binding) }
+    }
+
+    /// The counters now. What the queue receives is entered once per receive call.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let held = self.binding.upgrade().map_or(0, |binding| binding.outstanding().count());
+        self.counters.stats(held)
+    }
+}
+
+/// What is counted by any thread, and what the receiving thread has published.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    answered: AtomicU64,
+    exact: AtomicU64,
+    cumulative: AtomicU64,
+    calls: AtomicU64,
+    retained: AtomicU64,
+    expired: AtomicU64,
+    incomplete_edits: AtomicU64,
+    received: Mutex<Stats>,
+}
+
+impl Counters {
+    /// A datagram of verdicts has left.
+    pub(crate) fn sent(&self, datagram: &Datagram) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.answered.fetch_add(datagram.answered(), Ordering::Relaxed);
+        self.exact.fetch_add(datagram.exact(), Ordering::Relaxed);
+        self.cumulative.fetch_add(datagram.cumulative(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn retained(&self) {
+        self.retained.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn released(&self) {
+        self.retained.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn expired(&self, packets: usize) {
+        self.expired.fetch_add(packets as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn incomplete_edit(&self) {
+        self.incomplete_edits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Makes the receiving half visible to other threads.
+    pub(crate) fn publish(&self, received: &Stats) {
+        *self.received.lock().unwrap_or_else(PoisonError::into_inner) = *received;
+    }
+
+    fn stats(&self, held: u64) -> Stats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            answered: read(&self.answered),
+            exact_verdicts: read(&self.exact),
+            cumulative_verdicts: read(&self.cumulative),
+            send_calls: read(&self.calls),
+            retained: read(&self.retained),
+            expired: read(&self.expired),
+            incomplete_edits: read(&self.incomplete_edits),
+            held,
+            ..*self.received.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+    }
+}
+
 /// A verdict that the kernel did not carry out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Refusal {
+    /// The queue number.
+    pub queue: u16,
     /// The packet id; of a cumulative verdict, the last one it meant.
     pub id: u32,
     /// Whether the verdict was a cumulative one.
@@ -100,8 +196,7 @@ impl KernelStats {
     /// if its ids were mapped before the network namespace was made. `NotFound` where `/proc` is
     /// not mounted or the kernel has no `nfnetlink_queue`.
     pub fn read(queue: u16) -> io::Result<Option<Self>> {
-        let table = std::fs::read_to_string("/proc/thread-self/net/netfilter/nfnetlink_queue")?;
-        Ok(table.lines().filter_map(Self::parse).find(|stats| stats.queue == queue))
+        KernelTable::here()?.read(queue)
     }
 
     /// Reads one line of the file; `None` if it is not of that form.
@@ -123,6 +218,32 @@ impl KernelStats {
             user_dropped: next(columns)?,
             last_id: next(columns)?,
         })
+    }
+}
+
+/// `/proc/net/netfilter/nfnetlink_queue` of the network namespace that it was opened in.
+#[derive(Debug)]
+pub(crate) struct KernelTable(File);
+
+impl KernelTable {
+    pub(crate) fn here() -> io::Result<Self> {
+        File::open("/proc/thread-self/net/netfilter/nfnetlink_queue").map(Self)
+    }
+
+    pub(crate) fn read(&self, queue: u16) -> io::Result<Option<KernelStats>> {
+        // The kernel writes the table anew for whoever reads from its start.
+        let mut table = Vec::new();
+        let mut chunk = [0; 4096];
+        loop {
+            match self.0.read_at(&mut chunk, table.len() as u64) {
+                Ok(0) => break,
+                Ok(read) => table.extend_from_slice(&chunk[..read]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let table = String::from_utf8_lossy(&table);
+        Ok(table.lines().filter_map(KernelStats::parse).find(|stats| stats.queue == queue))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Waking a queue that blocks.
 
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,8 +21,7 @@ impl StopHandle {
     }
 
     /// Makes the queue's [`run`](crate::Queue::run) return, or its next [`recv`](crate::Queue::recv) fail
-    /// with [`Error::Stopped`], once. A batch in progress is finished first. A program that waits for the
-    /// queue's descriptor itself has to wake itself as well.
+    /// with [`Error::Stopped`], once. A batch in progress is finished first.
     ///
     /// It stores a flag and writes to an eventfd, both of which are safe in a signal handler (which should
     /// preserve `errno`, as always).
@@ -31,10 +31,28 @@ impl StopHandle {
     }
 }
 
+/// For event loops that wait for the queue's descriptor themselves: wait for this one too, and call
+/// [`Queue::recv`](crate::Queue::recv) when either is readable. It becomes readable when the queue is told to
+/// stop, and when it has something else to do that packets do not announce.
+impl AsFd for StopHandle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.event.as_fd()
+    }
+}
+
+/// As the one of [`AsFd`].
+impl AsRawFd for StopHandle {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
+    }
+}
+
 /// What a queue waits for besides packets.
 #[derive(Debug)]
 pub(crate) struct WakeUp {
     stop_requested: AtomicBool,
+    /// Whether the event has been written to, which saves asking it.
+    is_woken: AtomicBool,
     event: EventFd,
 }
 
@@ -43,13 +61,16 @@ impl WakeUp {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let event =
             EventFd::from_flags(flags).map_err(Error::system(Operation::Open, "eventfd"))?;
-        Ok(Self { stop_requested: AtomicBool::new(false), event })
+        let [stop_requested, is_woken] = [false; 2].map(AtomicBool::new);
+        Ok(Self { stop_requested, is_woken, event })
     }
 
     /// Ends the queue's present wait, or its next one.
     pub(crate) fn wake(&self) {
         // It fails only if the counter is full, and then the queue is awake anyway.
         let _ = self.event.write(1);
+        // Not before: whoever resets in between would leave the event behind for good.
+        self.is_woken.store(true, Ordering::SeqCst);
     }
 
     /// The descriptor to wait for.
@@ -57,10 +78,11 @@ impl WakeUp {
         &self.event
     }
 
-    /// To be called after a wait that it ended, before looking at what it was ended for: so that what comes
-    /// in between ends the next wait.
+    /// To be called before looking at what there is to do: so that what comes in between ends the next wait.
     pub(crate) fn reset(&self) {
-        let _ = self.event.read();
+        if self.is_woken.swap(false, Ordering::SeqCst) {
+            let _ = self.event.read();
+        }
     }
 
     /// Whether a stop was requested since the last call.

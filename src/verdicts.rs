@@ -23,40 +23,62 @@ use std::thread::{self, ThreadId};
 
 use netfilterqueue_protocol::attribute;
 use netfilterqueue_protocol::error::EncodeError;
+use netfilterqueue_protocol::packet::Vlan;
 use netfilterqueue_protocol::verdict::{Verdict, VerdictBatchMessage, VerdictMessage};
 
 /// Most payloads that one datagram carries, so that its parts fit in an array on the stack.
 pub(crate) const PAYLOADS_MAX: usize = 64;
 
-/// The longest message without its payload: both headers, verdict, mark and the payload's attribute
-/// header.
-pub(crate) const HEAD_MAX: usize = 20 + 12 + 8 + attribute::HEADER_LEN;
+/// The longest message without its payload and its [`Extras`]: both headers, verdict, mark, priority and
+/// the payload's attribute header.
+const HEAD_MAX: usize = 20 + 12 + 8 + 8 + attribute::HEADER_LEN;
 
-/// How many packets of a queue were received and not answered yet, over all batches and retained packets.
-#[derive(Debug, Default)]
+/// The longest message without its payload.
+pub(crate) const HEAD_AND_EXTRAS_MAX: usize = HEAD_MAX + Extras::ENCODED_MAX;
+
+/// How many packets were received and not answered yet, over all batches and retained packets. Per queue:
+/// packet ids and cumulative verdicts are.
+#[derive(Debug)]
 pub(crate) struct Outstanding {
-    count: AtomicU64,
+    /// In the order of the queue numbers.
+    queues: Box<[(u16, AtomicU64)]>,
     exact_only: AtomicBool,
     /// The thread that has sent the first verdict.
     sender: OnceLock<ThreadId>,
 }
 
 impl Outstanding {
+    pub(crate) fn new(queues: &[u16]) -> Self {
+        let mut numbers = queues.to_vec();
+        numbers.sort_unstable();
+        numbers.dedup();
+        Self {
+            queues: numbers.into_iter().map(|number| (number, AtomicU64::new(0))).collect(),
+            exact_only: AtomicBool::new(false),
+            sender: OnceLock::new(),
+        }
+    }
+
     /// Counts packets before anyone can judge them.
-    pub(crate) fn received(&self, packets: usize) {
-        self.count.fetch_add(packets as u64, Ordering::SeqCst);
+    pub(crate) fn received(&self, queue: u16, packets: u64) {
+        if let Some(count) = self.of(queue) {
+            count.fetch_add(packets, Ordering::SeqCst);
+        }
     }
 
     /// Takes packets off the count after their verdicts were sent.
-    pub(crate) fn answered(&self, packets: usize) {
-        self.count.fetch_sub(packets as u64, Ordering::SeqCst);
+    pub(crate) fn answered(&self, queue: u16, packets: u64) {
+        if let Some(count) = self.of(queue) {
+            count.fetch_sub(packets, Ordering::SeqCst);
+        }
     }
 
-    /// The form that a commit of `unanswered` packets by this thread may use: cumulative if they are all
-    /// there are and no verdict before them can have been refused.
-    pub(crate) fn form(&self, unanswered: usize) -> Form {
+    /// The form that a commit of `unanswered` packets of a queue by this thread may use: cumulative if they
+    /// are all there are and no verdict before them can have been refused.
+    pub(crate) fn form(&self, queue: u16, unanswered: u64) -> Form {
         // The count first: whoever lowered it had forbidden cumulative verdicts before, if need be.
-        let are_all = self.count.load(Ordering::SeqCst) == unanswered as u64;
+        let are_all =
+            self.of(queue).is_some_and(|count| count.load(Ordering::SeqCst) == unanswered);
         let is_only_sender = self.sender.get().is_none_or(is_this_thread);
         if are_all && is_only_sender && !self.exact_only.load(Ordering::SeqCst) {
             Form::Cumulative
@@ -78,9 +100,26 @@ impl Outstanding {
         self.exact_only.store(true, Ordering::SeqCst);
     }
 
-    /// How many packets are unanswered now.
+    /// The queue numbers, ascending.
+    pub(crate) fn queues(&self) -> impl ExactSizeIterator<Item = u16> {
+        self.queues.iter().map(|(number, _)| *number)
+    }
+
+    /// How many packets are unanswered now, over all queues.
     pub(crate) fn count(&self) -> u64 {
-        self.count.load(Ordering::SeqCst)
+        self.queues.iter().map(|(_, count)| count.load(Ordering::SeqCst)).sum()
+    }
+
+    /// `None` for a queue that somebody else has bound to the same socket.
+    fn of(&self, queue: u16) -> Option<&AtomicU64> {
+        let found = match &*self.queues {
+            [only] if only.0 == queue => Some(only),
+            queues => {
+                let at = queues.binary_search_by_key(&queue, |(number, _)| *number).ok()?;
+                queues.get(at)
+            }
+        };
+        found.map(|(_, count)| count)
     }
 }
 
@@ -88,29 +127,105 @@ fn is_this_thread(thread: &ThreadId) -> bool {
     *thread == thread::current().id()
 }
 
+/// Changes that few packets need: beside the packet's bytes, mark and priority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Extras {
+    pub(crate) vlan: Option<Vlan>,
+    pub(crate) l2_header: Option<L2Header>,
+}
+
+/// A link-layer header, copied: there is no room for it in the receive buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct L2Header {
+    bytes: [u8; Self::LEN_MAX],
+    len: u8,
+}
+
+impl L2Header {
+    /// Longer than that of any device that can be a bridge's port: Ethernet has 14 bytes.
+    const LEN_MAX: usize = 32;
+
+    /// `None` if it is too long.
+    pub(crate) fn new(header: &[u8]) -> Option<Self> {
+        let mut bytes = [0; Self::LEN_MAX];
+        bytes.get_mut(..header.len())?.copy_from_slice(header);
+        Some(Self { bytes, len: u8::try_from(header.len()).ok()? })
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
+    }
+}
+
+impl Extras {
+    /// A nest with both halves of a VLAN tag, and a link-layer header.
+    const ENCODED_MAX: usize = (4 + 8 + 8) + (attribute::HEADER_LEN + L2Header::LEN_MAX);
+
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// What was decided about one packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub(crate) struct Answer<'a> {
+    pub(crate) queue: u16,
     pub(crate) id: u32,
     pub(crate) verdict: Verdict,
     pub(crate) mark: Option<u32>,
+    pub(crate) priority: Option<u32>,
+    pub(crate) extras: Option<&'a Extras>,
     /// Length of the edited payload that goes back with it.
     pub(crate) payload_len: Option<usize>,
     /// Where the caller finds that payload.
     pub(crate) slot: usize,
 }
 
-impl Answer {
+impl<'a> Answer<'a> {
+    /// A verdict and nothing else.
+    pub(crate) const fn plain(queue: u16, id: u32, verdict: Verdict) -> Self {
+        Self {
+            queue,
+            id,
+            verdict,
+            mark: None,
+            priority: None,
+            extras: None,
+            payload_len: None,
+            slot: 0,
+        }
+    }
+
     /// Whether one cumulative verdict says the same about both.
     fn is_like(&self, other: &Self) -> bool {
-        self.verdict == other.verdict
+        self.queue == other.queue
+            && self.verdict == other.verdict
             && self.mark == other.mark
-            && self.payload_len.is_none()
-            && other.payload_len.is_none()
+            && self.priority == other.priority
+            && !self.needs_its_own()
+            && !other.needs_its_own()
+    }
+
+    /// Whether it says something that a cumulative verdict cannot.
+    pub(crate) const fn needs_its_own(&self) -> bool {
+        self.payload_len.is_some() || self.extras.is_some()
     }
 
     fn message_len(&self) -> usize {
-        HEAD_MAX + self.payload_len.map_or(0, attribute::align)
+        HEAD_MAX
+            + self.extras.map_or(0, |_| Extras::ENCODED_MAX)
+            + self.payload_len.map_or(0, attribute::align)
+    }
+
+    fn message(&self) -> VerdictMessage<'a> {
+        let extras = self.extras;
+        VerdictMessage {
+            mark: self.mark,
+            priority: self.priority,
+            vlan: extras.and_then(|extras| extras.vlan),
+            l2_header: extras.and_then(|extras| extras.l2_header.as_ref()).map(L2Header::as_bytes),
+            ..VerdictMessage::new(self.queue, self.id, self.verdict)
+        }
     }
 }
 
@@ -138,31 +253,28 @@ pub(crate) struct Gap {
 pub(crate) struct Datagram {
     heads: Vec<u8>,
     gaps: Vec<Gap>,
-    answers: usize,
+    /// How many answers of which queue.
+    answers: Vec<(u16, u64)>,
     exact: u64,
     cumulative: u64,
 }
 
 impl Datagram {
-    /// Writes as many of `answers` as fit in `limit` bytes, at least one. Answers must come in the order
-    /// of their ids.
+    /// Writes as many of `answers` as fit in `limit` bytes, at least one. The answers of a queue must come
+    /// together and in the order of their ids.
     ///
     /// The messages work in order: an exact verdict takes its packet off the queue before a later
     /// cumulative one passes over its id.
-    pub(crate) fn fill(
+    pub(crate) fn fill<'a>(
         &mut self,
-        queue: u16,
-        answers: impl Iterator<Item = Answer>,
-        form: Form,
+        answers: impl Iterator<Item = Answer<'a>>,
+        form: impl Fn(u16) -> Form,
         limit: usize,
     ) -> Result<(), EncodeError> {
-        *self = Self {
-            heads: std::mem::take(&mut self.heads),
-            gaps: std::mem::take(&mut self.gaps),
-            ..Self::default()
-        };
         self.heads.clear();
         self.gaps.clear();
+        self.answers.clear();
+        (self.exact, self.cumulative) = (0, 0);
         let mut answers = answers.peekable();
         let mut len = 0;
         while let Some(answer) = answers.next_if(|next| {
@@ -170,45 +282,41 @@ impl Datagram {
             len == 0 || (len + next.message_len() <= limit && payloads <= PAYLOADS_MAX)
         }) {
             len += answer.message_len();
-            self.push(queue, answer, &mut answers, form)?;
+            self.push(&answer, &mut answers, form(answer.queue))?;
         }
         Ok(())
     }
 
-    fn push(
+    fn push<'a>(
         &mut self,
-        queue: u16,
-        answer: Answer,
-        answers: &mut Peekable<impl Iterator<Item = Answer>>,
+        answer: &Answer<'a>,
+        answers: &mut Peekable<impl Iterator<Item = Answer<'a>>>,
         form: Form,
     ) -> Result<(), EncodeError> {
-        let mut last = answer;
+        let mut last_id = answer.id;
         let mut run = 1;
-        if form == Form::Cumulative {
-            while let Some(next) = answers.next_if(|next| next.is_like(&answer)) {
-                last = next;
+        if form == Form::Cumulative && !answer.needs_its_own() {
+            while let Some(next) = answers.next_if(|next| next.is_like(answer)) {
+                last_id = next.id;
                 run += 1;
             }
         }
         if run > 1 {
-            let (verdict, mark) = (answer.verdict, answer.mark);
-            let message =
-                VerdictBatchMessage { queue, last_id: last.id, verdict, mark, priority: None };
-            message.push(&mut self.heads);
+            let Answer { queue, verdict, mark, priority, .. } = *answer;
+            VerdictBatchMessage { queue, last_id, verdict, mark, priority }.push(&mut self.heads);
             self.cumulative += 1;
         } else {
-            let message = VerdictMessage {
-                mark: answer.mark,
-                ..VerdictMessage::new(queue, answer.id, answer.verdict)
-            };
-            message.push_head(&mut self.heads, answer.payload_len)?;
+            answer.message().push_head(&mut self.heads, answer.payload_len)?;
             if let Some(payload_len) = answer.payload_len {
                 self.gaps.push(Gap { at: self.heads.len(), slot: answer.slot });
                 attribute::pad(&mut self.heads, payload_len);
             }
             self.exact += 1;
         }
-        self.answers += run;
+        match self.answers.last_mut() {
+            Some((queue, count)) if *queue == answer.queue => *count += run,
+            _ => self.answers.push((answer.queue, run)),
+        }
         Ok(())
     }
 
@@ -222,9 +330,14 @@ impl Datagram {
         &self.gaps
     }
 
-    /// How many packets it answers: the first ones that were not answered before.
-    pub(crate) const fn answers(&self) -> usize {
-        self.answers
+    /// How many packets of which queue it answers: the first ones that were not answered before.
+    pub(crate) fn answers(&self) -> &[(u16, u64)] {
+        &self.answers
+    }
+
+    /// How many packets it answers.
+    pub(crate) fn answered(&self) -> u64 {
+        self.answers.iter().map(|(_, count)| count).sum()
     }
 
     /// How many messages about one packet it holds.

@@ -72,6 +72,16 @@ impl CopyMode {
     /// Whole packets: `NFQNL_COPY_PACKET` with the largest range.
     pub const WHOLE: Self = Self::Packet { range: NFQNL_MAX_COPY_RANGE };
 
+    /// The same with the range that the kernel makes of it: 1 to 65,531.
+    #[must_use]
+    pub const fn effective(self) -> Self {
+        match self {
+            Self::Meta => Self::Meta,
+            Self::Packet { range: 1..NFQNL_MAX_COPY_RANGE } => self,
+            Self::Packet { .. } => Self::WHOLE,
+        }
+    }
+
     const fn to_params(self) -> (u32, u8) {
         match self {
             Self::Meta => (0, NFQNL_COPY_META),

@@ -1,5 +1,7 @@
 //! IP packets with UDP or TCP inside: their data, and correct lengths and checksums after an edit.
 
+#![allow(dead_code, reason = "every test binary that includes this file uses a part of it")]
+
 const UDP: u8 = 17;
 
 /// Where the headers of a packet without extension headers or options of IPv6 end.

@@ -374,7 +374,7 @@ pub fn hold_rules() -> ExitCode {
     let rules = queue_udp_at(Hook::INPUT, 1);
     println!("{}", if rules.is_owned() { "owned" } else { "not owned" });
     // Longer than any test may take; not for ever, should the test be killed.
-    thread::sleep(crate::TIME_LIMIT);
+    thread::sleep(crate::harness::TIME_LIMIT);
     ExitCode::FAILURE
 }
 

@@ -1,5 +1,7 @@
 //! Sockets, rules and waiting, as most tests need them.
 
+#![allow(dead_code, reason = "every test binary that includes this file uses a part of it")]
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};

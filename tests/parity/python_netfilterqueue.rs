@@ -1,7 +1,7 @@
 //! The tests of python-netfilterqueue, one for one: a router's queue between a client and a server.
 //!
-//! Its tests 9 (signals) and 10 (the socket of another namespace) are in `lifecycle`. What comes after
-//! its eight is from go-nfqueue and fnfqueue (ping through a queue, edited) and from neither (bulk TCP).
+//! Its tests 9 (signals) and 10 (the socket of another namespace) are in `tests/live/lifecycle.rs`. What comes
+//! after its eight is from go-nfqueue and fnfqueue (ping through a queue, edited) and from neither (bulk TCP).
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
@@ -39,8 +39,8 @@ pub const TESTS: [Test; 11] = tests![
     parity_7_payload_of_a_packet_needs_retain,
     parity_8_callback_failure_leaves_packets_decidable,
     parity_8_callback_panic_leaves_packets_to_the_default_verdict,
-    ping_through_a_queue_that_edits_it,
-    bulk_tcp_through_a_queue_arrives_intact,
+    parity_ping_through_a_queue_that_edits_it,
+    parity_bulk_tcp_through_a_queue_arrives_intact,
 ];
 
 fn parity_1_traffic_without_a_queue(router: &Namespace) {
@@ -303,7 +303,7 @@ fn parity_8_callback_panic_leaves_packets_to_the_default_verdict(_: &Namespace) 
     }
 }
 
-fn ping_through_a_queue_that_edits_it(router: &Namespace) {
+fn parity_ping_through_a_queue_that_edits_it(router: &Namespace) {
     let peers = Peers::of(router);
     let (note, seen) = mpsc::channel();
     let judging = Judging::start(Queue::builder(1).bind().unwrap(), move |mut packet| {
@@ -341,7 +341,7 @@ fn ping(data: &[u8]) -> Vec<u8> {
     answer[28..length].to_vec()
 }
 
-fn bulk_tcp_through_a_queue_arrives_intact(router: &Namespace) {
+fn parity_bulk_tcp_through_a_queue_arrives_intact(router: &Namespace) {
     const LENGTH: usize = 4 << 20;
     let peers = Peers::of(router);
     for (gso, client, server) in [(true, CLIENT_V4, SERVER_V4), (false, CLIENT_V6, SERVER_V6)] {

@@ -1,0 +1,146 @@
+//! Edits of a packet's bytes: where they lie in the buffer, which can be sent back, and how they are
+//! completed.
+
+use std::ops::Range;
+
+use netfilterqueue_protocol::packet::PacketMessage;
+use netfilterqueue_protocol::verdict::Verdict;
+
+use crate::binding::Binding;
+use crate::checksum::{self, Completion};
+use crate::error::EditError;
+use crate::ip::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
+use crate::slot::Slot;
+
+/// How edited packets leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum EditMode {
+    /// With the lengths and checksums that belong to them, as [`checksum::complete`](crate::checksum)
+    /// makes them.
+    #[default]
+    Complete,
+    /// Byte for byte as written: for those who want broken packets, or complete them themselves.
+    Raw,
+}
+
+/// Where in the buffer the edited payload lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Edit {
+    pub(crate) start: usize,
+    pub(crate) len: usize,
+    /// The shortest payload that the kernel can take: up to the original packet's transport header.
+    pub(crate) min: usize,
+    /// Bytes behind the end of the original IP packet: short frames in a bridge are filled up.
+    padding: usize,
+    /// What completing it has come to, since it was last touched.
+    completion: Option<Completion>,
+}
+
+impl Edit {
+    /// The original payload, if it is the whole packet and can be sent back.
+    pub(crate) fn of_whole(message: &PacketMessage<'_>, max: usize) -> Result<Self, EditError> {
+        let range = message.index().payload_range().filter(|range| !range.is_empty());
+        let range = range.ok_or(EditError::NotCopied)?;
+        if let Some(full) = message.cap_len() {
+            return Err(EditError::Truncated { copied: range.len(), full });
+        }
+        check_len(range.len(), 0, max)?;
+        let payload = message.payload();
+        Ok(Self {
+            start: range.start,
+            len: range.len(),
+            min: ip::transport_offset(message.hw_protocol(), payload),
+            padding: checksum::padding(payload),
+            completion: None,
+        })
+    }
+
+    /// For tests.
+    #[cfg(test)]
+    pub(crate) const fn at(range: Range<usize>) -> Self {
+        let len = range.end - range.start;
+        Self { start: range.start, len, min: 0, padding: 0, completion: None }
+    }
+
+    pub(crate) const fn range(self) -> Range<usize> {
+        self.start..self.start + self.len
+    }
+}
+
+/// Whether a payload of `len` bytes can be sent back.
+const fn check_len(len: usize, min: usize, max: usize) -> Result<(), EditError> {
+    match len {
+        0 => Err(EditError::Empty),
+        _ if len < min => Err(EditError::TooShort { len, min }),
+        _ if len > max => Err(EditError::TooLong { len, max }),
+        _ => Ok(()),
+    }
+}
+
+impl Slot {
+    /// The payload in `buffer`, from now on to be sent back.
+    pub(crate) fn payload_mut<'b>(
+        &mut self,
+        buffer: &'b mut [u8],
+        max: usize,
+    ) -> Result<&'b mut [u8], EditError> {
+        let edit = match self.edit {
+            Some(edit) => Edit { completion: None, ..edit },
+            None => Edit::of_whole(&self.index.view(buffer), max)?,
+        };
+        self.edit = Some(edit);
+        Ok(buffer.get_mut(edit.range()).unwrap_or_default())
+    }
+
+    /// Where in a buffer of `room` bytes a new payload of `len` bytes can lie. Nothing is changed yet.
+    pub(crate) fn place_payload(
+        &self,
+        buffer: &[u8],
+        room: usize,
+        len: usize,
+        max: usize,
+    ) -> Result<Edit, EditError> {
+        let edit = match self.edit {
+            Some(edit) => edit,
+            None => Edit::of_whole(&self.index.view(buffer), max)?,
+        };
+        check_len(len, edit.min, max)?;
+        // The kernel puts the payload last. Should it ever not be, the new one must not overwrite the
+        // attributes behind the old one.
+        let message_len = self.index.message_len();
+        let original = self.index.payload_range().unwrap_or_default();
+        let start = if original.end == message_len { original.start } else { message_len };
+        let fits = room.saturating_sub(start);
+        if len > fits {
+            return Err(EditError::TooLong { len, max: max.min(fits) });
+        }
+        // Who hands in another length has seen the filling and decided about it.
+        let padding = if len == edit.len { edit.padding } else { 0 };
+        Ok(Edit { start, len, padding, completion: None, ..edit })
+    }
+
+    /// Completes an edited packet that is about to get its verdict, as its mode says.
+    pub(crate) fn finish_edit(&mut self, buffer: &mut [u8], verdict: Verdict, binding: &Binding) {
+        let mode = self.edit_mode.unwrap_or(binding.terms().edit_mode);
+        if self.edit.is_none() || mode == EditMode::Raw || verdict == Verdict::Drop {
+            return;
+        }
+        if self.complete(buffer).is_some_and(|completion| completion != Completion::Complete) {
+            binding.counters().incomplete_edit();
+        }
+    }
+
+    /// Sets lengths and checksums of an edited packet, if that has not been done since it was last touched.
+    pub(crate) fn complete(&mut self, buffer: &mut [u8]) -> Option<Completion> {
+        let ethertype = self.index.view(buffer).hw_protocol();
+        let is_ip = matches!(ethertype, ETHERTYPE_IPV4 | ETHERTYPE_IPV6);
+        let edit = self.edit.as_mut()?;
+        if edit.completion.is_none() && is_ip {
+            let payload = buffer.get_mut(edit.range()).unwrap_or_default();
+            let len = payload.len().saturating_sub(edit.padding);
+            edit.completion = Some(checksum::complete(&mut payload[..len]));
+        }
+        edit.completion
+    }
+}
