@@ -35,7 +35,8 @@ fn capture(
     check: impl FnOnce(&PacketMessage<'_>),
 ) {
     let mut queue = builder.bind().unwrap();
-    let rules = Rules::new(hook).rule(Rule::queue(queue.numbers().next().unwrap()).protocol(protocol));
+    let rules =
+        Rules::new(hook).rule(Rule::queue(queue.numbers().next().unwrap()).protocol(protocol));
     let _rules = rules.install().unwrap();
     send();
     let mut batch = receive_exactly(&mut queue, 1);

@@ -8,6 +8,7 @@
 //! The main function is our own because a user namespace can only be entered while the process has one
 //! thread, which cargo's test harness does not offer.
 
+use std::any::Any;
 use std::panic::catch_unwind;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Failed, Trial};
 use netfilterqueue::Queue;
 use netfilterqueue::rules::{Hook, Rule, Rules};
-use netfilterqueue_netns::{Error, Namespace, enter_user_namespace};
+use netfilterqueue_netns::{Error, Namespace, enter_user_namespace, stay_if_resident};
 
 /// A test that hangs is ended as failed after this long.
 pub const TIME_LIMIT: Duration = Duration::from_secs(60);
@@ -36,6 +37,7 @@ pub(crate) use tests;
 /// The main function of a test binary, to be called while the process has one thread. Takes the
 /// options of `cargo test`.
 pub fn main(tests: &[Test]) -> ExitCode {
+    stay_if_resident();
     let arguments = Arguments::from_args();
     let obstacle = enter_user_namespace().and_then(|()| Namespace::new().map(drop)).err();
     match &obstacle {
@@ -67,6 +69,8 @@ fn load_modules() {
     let namespace = Namespace::new().expect("a namespace");
     // What does not work here is for the tests to report.
     let _ = namespace.veth("left", &namespace, "right");
+    let _ = namespace.bridge("bridge");
+    let _ = namespace.vlan("left", "tagged", 1);
     namespace.run(|| {
         let _ = Queue::builder(0).bind();
         let _ = Rules::new(Hook::INPUT).rule(Rule::queue(0).mark_masked(0, 1)).install();
@@ -78,14 +82,17 @@ fn run(test: fn(&Namespace)) -> Result<(), Failed> {
     let (done, result) = mpsc::channel();
     thread::spawn(move || {
         let namespace = Namespace::new().expect("a namespace of its own");
-        let outcome = catch_unwind(|| namespace.run(|| test(&namespace)));
-        let _ = done.send(outcome.map_err(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panicked").to_owned()
-        }));
+        let _ = done.send(catch_unwind(|| namespace.run(|| test(&namespace))));
     });
     match result.recv_timeout(TIME_LIMIT) {
-        Ok(outcome) => outcome.map_err(Failed::from),
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(panic)) => Err(Failed::from(text(&*panic))),
         Err(_) => Err(Failed::from(format!("took longer than {TIME_LIMIT:?}"))),
     }
+}
+
+/// What a panic says.
+fn text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panicked")
 }

@@ -5,12 +5,15 @@
 mod captures;
 mod closing;
 mod craft;
+mod crafted;
 mod edits;
 mod errors;
 mod failures;
 mod harness;
 mod held;
 mod lifecycle;
+mod netns;
+mod pcap;
 mod performance;
 mod pressure;
 mod rules;
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
         &undecided::TESTS[..],
         &edits::TESTS[..],
         &uneditable::TESTS[..],
+        &crafted::TESTS[..],
         &captures::TESTS[..],
         &lifecycle::TESTS[..],
         &closing::TESTS[..],
@@ -41,6 +45,7 @@ fn main() -> ExitCode {
         &failures::TESTS[..],
         &performance::TESTS[..],
         &rules::TESTS[..],
+        &netns::TESTS[..],
     ];
     harness::main(&tests.concat())
 }

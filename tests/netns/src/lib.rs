@@ -20,14 +20,21 @@
 //! # let _ = listener;
 //! # Ok::<(), netfilterqueue_netns::Error>(())
 //! ```
+//!
+//! Its tests are `tests/live/netns.rs`, run by `cargo test --test live netns`.
 
 #![forbid(unsafe_code)]
 
+mod descriptors;
 mod error;
+mod links;
 mod namespace;
+mod resident;
 mod rtnetlink;
 mod user;
 
+pub use descriptors::{receive_fd, send_fd};
 pub use error::Error;
 pub use namespace::Namespace;
+pub use resident::{Resident, stay_if_resident};
 pub use user::{enter_private, enter_user_namespace};

@@ -1,12 +1,12 @@
 //! A network namespace held by a descriptor, and what tests do to it.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::resume_unwind;
+use std::path::{Component, Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -16,9 +16,6 @@ use crate::user::write;
 
 /// Settings of IPv6 that would send packets of their own accord or keep addresses unusable at first.
 const QUIET_IPV6: [&str; 3] = ["accept_dad", "accept_ra", "router_solicitations"];
-
-/// How long a pair of links may take to become ready.
-const CARRIER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A network namespace. It lives at least as long as this handle.
 ///
@@ -56,6 +53,12 @@ impl Namespace {
         Ok(Self { fd: file.into() })
     }
 
+    /// A path that opens as this namespace, in this process and while this handle lives.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.fd.as_raw_fd()).into()
+    }
+
     /// Moves the calling thread in, for good. Sockets it opened before stay where they were.
     ///
     /// # Errors
@@ -77,24 +80,6 @@ impl Namespace {
             Ok(value) => value,
             Err(error) => panic!("cannot enter the namespace: {error}"),
         }
-    }
-
-    /// Joins two namespaces by a pair of virtual Ethernet links, both up and ready to send: `name`
-    /// here, `other_name` in `other`, which may be the same namespace.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::System`]: `EEXIST` if a name is taken, `EOPNOTSUPP` if the kernel has no veth.
-    pub fn veth(&self, name: &str, other: &Self, other_name: &str) -> Result<(), Error> {
-        let operation = format!("making the veth pair {name} and {other_name}");
-        self.request(operation, rtnetlink::CREATE, || {
-            Ok(rtnetlink::veth(name, &other.fd, other_name))
-        })?;
-        self.set_link(name, true)?;
-        other.set_link(other_name, true)?;
-        // The kernel turns the carrier on in the background, and drops packets until then.
-        self.wait_until_up(name)?;
-        other.wait_until_up(other_name)
     }
 
     /// Gives a link an address. Usable at once: no duplicate address detection.
@@ -135,71 +120,69 @@ impl Namespace {
         self.add_route(everywhere, 0, via)
     }
 
+    /// Tells a link once and for all which Ethernet address an IP address has, so that it never asks by
+    /// ARP or neighbor discovery.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`]: `ENODEV` without such a link, `EEXIST` if it knows the neighbor.
+    pub fn add_neighbor(
+        &self,
+        name: &str,
+        address: IpAddr,
+        ethernet: [u8; 6],
+    ) -> Result<(), Error> {
+        let operation = format!("adding the neighbor {address} to {name}");
+        self.request(operation, rtnetlink::CREATE, || {
+            Ok(rtnetlink::neighbor(rtnetlink::index(name)?, address, ethernet))
+        })
+    }
+
     /// Makes it a router for IPv4 and IPv6.
     ///
     /// # Errors
     ///
     /// [`Error::System`] if `/proc/sys` is read-only, as it is in most containers.
     pub fn set_forwarding(&self) -> Result<(), Error> {
-        self.try_run(|| {
-            write("/proc/sys/net/ipv4/ip_forward", "1")?;
-            write("/proc/sys/net/ipv6/conf/all/forwarding", "1")
-        })?
+        self.set_sysctl("net/ipv4/ip_forward", "1")?;
+        self.set_sysctl("net/ipv6/conf/all/forwarding", "1")
     }
 
-    /// The index of a link, as packets carry it.
+    /// Changes a setting of the namespace, named by its path in `/proc/sys`:
+    /// `net/bridge/bridge-nf-call-iptables`.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] with `ENODEV` without such a link.
-    pub fn link_index(&self, name: &str) -> Result<u32, Error> {
-        self.run(|| rtnetlink::index(name))
-            .map_err(Error::of(format!("looking for the link {name}")))
+    /// [`Error::System`]: `ENOENT` if there is none of this name or it is the host's, `EROFS` if
+    /// `/proc/sys` is read-only, as it is in most containers, `InvalidInput` if it is not in `net`,
+    /// where the settings of namespaces are.
+    pub fn set_sysctl(&self, name: &str, value: &str) -> Result<(), Error> {
+        let path = sysctl_path(name)?;
+        self.try_run(|| write(&path, value))?
     }
 
-    /// Turns a link on or off.
+    /// What a setting is, without the end of the line; named as for [`set_sysctl`](Self::set_sysctl).
     ///
     /// # Errors
     ///
-    /// [`Error::System`] with `ENODEV` without such a link.
-    pub fn set_link(&self, name: &str, up: bool) -> Result<(), Error> {
-        let operation = format!("setting the link {name} {}", if up { "up" } else { "down" });
-        self.request(operation, 0, || Ok(rtnetlink::link_up(rtnetlink::index(name)?, up)))
+    /// As [`set_sysctl`](Self::set_sysctl).
+    pub fn sysctl(&self, name: &str) -> Result<String, Error> {
+        let path = sysctl_path(name)?;
+        let value = self.try_run(|| fs::read_to_string(&path))?;
+        let value = value.map_err(Error::of(format!("reading {path}")))?;
+        Ok(value.trim_end().to_owned())
     }
 
-    /// Sets the longest packet a link takes, in bytes without the Ethernet header.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::System`]: `ENODEV` without such a link, `EINVAL` outside of what it can do.
-    pub fn set_mtu(&self, name: &str, mtu: u32) -> Result<(), Error> {
-        let operation = format!("setting the MTU of {name} to {mtu}");
-        self.request(operation, 0, || Ok(rtnetlink::mtu(rtnetlink::index(name)?, mtu)))
-    }
-
-    fn try_run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    pub(crate) fn try_run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
         in_thread(|| self.enter().map(|()| work()))
     }
 
-    fn request<F>(&self, operation: String, flags: u16, message: F) -> Result<(), Error>
+    /// Asks rtnetlink for a change; `message` is made inside, where links have their indexes.
+    pub(crate) fn request<F>(&self, operation: String, flags: u16, message: F) -> Result<(), Error>
     where
         F: FnOnce() -> io::Result<Message> + Send,
     {
         self.try_run(|| rtnetlink::request(message()?, flags))?.map_err(Error::of(operation))
-    }
-
-    fn wait_until_up(&self, name: &str) -> Result<(), Error> {
-        let waiting = || {
-            let started = Instant::now();
-            while !rtnetlink::is_ready(name)? {
-                if started.elapsed() > CARRIER_TIMEOUT {
-                    return Err(io::Error::from(io::ErrorKind::TimedOut));
-                }
-                thread::sleep(Duration::from_millis(1));
-            }
-            Ok(())
-        };
-        self.try_run(waiting)?.map_err(Error::of(format!("waiting for the link {name}")))
     }
 }
 
@@ -221,6 +204,17 @@ pub(crate) fn unshare_network() -> Result<(), Error> {
     rtnetlink::index("lo")
         .and_then(|lo| rtnetlink::request(rtnetlink::link_up(lo, true), 0))
         .map_err(Error::of("setting up the loopback link"))
+}
+
+/// Refuses names that lead to the settings of the whole host.
+fn sysctl_path(name: &str) -> Result<String, Error> {
+    let is_inside = name.starts_with("net/")
+        && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+    if is_inside {
+        return Ok(format!("/proc/sys/{name}"));
+    }
+    let error = io::Error::new(io::ErrorKind::InvalidInput, "a namespace has those in net/ only");
+    Err(Error::of(format!("finding the setting {name:?}"))(error))
 }
 
 fn in_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {

@@ -1,5 +1,5 @@
-//! The few requests of rtnetlink that wire namespaces up: what `ip link`, `ip address` and `ip route`
-//! send.
+//! The few requests of rtnetlink that wire namespaces up: what `ip link`, `ip address`, `ip neighbor` and
+//! `ip route` send.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,7 +11,10 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
+    InfoData, InfoKind, InfoVeth, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -38,11 +41,24 @@ pub(crate) fn request(message: Message, flags: u16) -> io::Result<()> {
 
 /// Whether a link can send: turned on, its carrier there and its queue attached.
 pub(crate) fn is_ready(name: &str) -> io::Result<bool> {
+    Ok(attributes(name)?.contains(&LinkAttribute::OperState(State::Up)))
+}
+
+/// The Ethernet address of a link.
+pub(crate) fn link_address(name: &str) -> io::Result<[u8; 6]> {
+    let address = attributes(name)?.into_iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(bytes) => bytes.try_into().ok(),
+        _ => None,
+    });
+    address.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not an Ethernet link"))
+}
+
+fn attributes(name: &str) -> io::Result<Vec<LinkAttribute>> {
     let message = Message::GetLink(link(index(name)?, Vec::new()));
-    Ok(exchange(message, 0)?.is_some_and(|answer| {
-        let up = LinkAttribute::OperState(State::Up);
-        matches!(answer, Message::NewLink(link) if link.attributes.contains(&up))
-    }))
+    Ok(match exchange(message, 0)? {
+        Some(Message::NewLink(link)) => link.attributes,
+        _ => Vec::new(),
+    })
 }
 
 /// The answer is a message, or the success of a request that asked for it.
@@ -77,10 +93,29 @@ pub(crate) fn veth(name: &str, other: &impl AsRawFd, other_name: &str) -> Messag
         LinkAttribute::IfName(other_name.to_owned()),
         LinkAttribute::NetNsFd(other.as_raw_fd()),
     ];
-    let info =
-        vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)))];
-    let attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::LinkInfo(info)];
-    Message::NewLink(link(0, attributes))
+    new_link(name, InfoKind::Veth, Some(InfoData::Veth(InfoVeth::Peer(peer))), Vec::new())
+}
+
+pub(crate) fn bridge(name: &str) -> Message {
+    new_link(name, InfoKind::Bridge, None, Vec::new())
+}
+
+/// A link for the tag `id` on the link with the index `parent`.
+pub(crate) fn vlan(parent: u32, name: &str, id: u16) -> Message {
+    let data = InfoData::Vlan(vec![InfoVlan::Id(id)]);
+    new_link(name, InfoKind::Vlan, Some(data), vec![LinkAttribute::Link(parent)])
+}
+
+pub(crate) fn deletion(index: u32) -> Message {
+    Message::DelLink(link(index, Vec::new()))
+}
+
+pub(crate) fn master(index: u32, master: u32) -> Message {
+    Message::SetLink(link(index, vec![LinkAttribute::Controller(master)]))
+}
+
+pub(crate) fn set_link_address(index: u32, address: [u8; 6]) -> Message {
+    Message::SetLink(link(index, vec![LinkAttribute::Address(address.to_vec())]))
 }
 
 pub(crate) fn link_up(index: u32, up: bool) -> Message {
@@ -123,6 +158,33 @@ pub(crate) fn route(destination: IpAddr, prefix: u8, via: IpAddr) -> Message {
     message.attributes =
         vec![RouteAttribute::Destination(destination.into()), RouteAttribute::Gateway(via.into())];
     Message::NewRoute(message)
+}
+
+/// `address` is for good at the Ethernet address.
+pub(crate) fn neighbor(index: u32, address: IpAddr, ethernet: [u8; 6]) -> Message {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(address);
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message.attributes = vec![
+        NeighbourAttribute::Destination(match address {
+            IpAddr::V4(address) => NeighbourAddress::Inet(address),
+            IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+        }),
+        NeighbourAttribute::LinkLayerAddress(ethernet.to_vec()),
+    ];
+    Message::NewNeighbour(message)
+}
+
+fn new_link(
+    name: &str,
+    kind: InfoKind,
+    data: Option<InfoData>,
+    mut attributes: Vec<LinkAttribute>,
+) -> Message {
+    let info = [LinkInfo::Kind(kind)].into_iter().chain(data.map(LinkInfo::Data)).collect();
+    attributes.extend([LinkAttribute::IfName(name.to_owned()), LinkAttribute::LinkInfo(info)]);
+    Message::NewLink(link(0, attributes))
 }
 
 fn link(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
