@@ -148,7 +148,7 @@ impl Control {
                 Err(Error::Refused { errno: Errno::EOPNOTSUPP | Errno::EINVAL, .. }) => {}
                 // It belongs to nobody, or to somebody else.
                 Err(Error::Refused { errno: Errno::ENODEV | Errno::EPERM, .. }) => {
-                    supported |= flag
+                    supported |= flag;
                 }
                 Err(error) => return Err(error),
             }

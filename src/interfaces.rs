@@ -24,6 +24,7 @@ const IFLA_IFNAME: u16 = 3;
 /// `sizeof(struct nlmsghdr)`, and `sizeof(struct ifinfomsg)`.
 const HEADER_LEN: usize = 16;
 const IFINFOMSG_LEN: usize = 16;
+const REQUEST_LEN: u32 = 32;
 
 /// The name is one of the answer's first attributes; what is cut off is not needed.
 const ANSWER_LEN: usize = 1024;
@@ -95,9 +96,9 @@ impl Socket {
 }
 
 /// `struct nlmsghdr` and `struct ifinfomsg`, both in host order.
-fn request(sequence: u32, index: u32) -> [u8; HEADER_LEN + IFINFOMSG_LEN] {
-    let mut request = [0; HEADER_LEN + IFINFOMSG_LEN];
-    NativeEndian::write_u32(&mut request[0..4], (HEADER_LEN + IFINFOMSG_LEN) as u32);
+fn request(sequence: u32, index: u32) -> [u8; REQUEST_LEN as usize] {
+    let mut request = [0; REQUEST_LEN as usize];
+    NativeEndian::write_u32(&mut request[0..4], REQUEST_LEN);
     NativeEndian::write_u16(&mut request[4..6], RTM_GETLINK);
     NativeEndian::write_u16(&mut request[6..8], NLM_F_REQUEST);
     NativeEndian::write_u32(&mut request[8..12], sequence);

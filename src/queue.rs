@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use netfilterqueue_protocol::config::{Command, ConfigFlags, ConfigMessage, CopyMode, FlagChange};
@@ -169,7 +170,7 @@ impl Queue {
         let stops: Vec<StopHandle> = queues.iter().map(Self::stop_handle).collect();
         let (judge, stops) = (&judge, StopAll(&stops));
         let stops = &stops;
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             let threads: Vec<_> = queues
                 .iter_mut()
                 .map(|queue| {
@@ -180,7 +181,7 @@ impl Queue {
                     })
                 })
                 .collect();
-            let results: Vec<_> = threads.into_iter().map(|thread| thread.join()).collect();
+            let results: Vec<_> = threads.into_iter().map(ScopedJoinHandle::join).collect();
             for result in results {
                 result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             }
@@ -415,6 +416,7 @@ impl Queue {
     }
 
     /// The queue numbers, ascending.
+    #[must_use]
     pub fn numbers(&self) -> impl ExactSizeIterator<Item = u16> {
         self.binding.outstanding().queues()
     }
