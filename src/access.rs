@@ -172,10 +172,9 @@ macro_rules! packet_methods {
             self.message().conntrack()
         }
 
-        /// The packet's relation to its conntrack entry: 0 established, 1 related, 2 new, 3 established
-        /// reply, 4 related reply. Comes with the conntrack entry.
+        /// The packet's relation to its conntrack entry. Comes with the conntrack entry.
         #[must_use]
-        pub fn conntrack_info(&self) -> Option<u32> {
+        pub fn conntrack_info(&self) -> Option<ConntrackInfo> {
             self.message().conntrack_info()
         }
 
@@ -259,6 +258,20 @@ macro_rules! packet_methods {
             let header = L2Header::new(header).filter(|_| header.len() == present);
             self.slot.extras_mut().l2_header = Some(header.ok_or(error)?);
             Ok(())
+        }
+
+        /// Changes the packet's conntrack entry with the verdict, whatever the verdict. Since 3.6.
+        ///
+        /// The kernel says nothing if it cannot: where conntrack does not follow the packet, where it lacks
+        /// what [`Queue::supported_flags`](crate::Queue::supported_flags) calls
+        /// [`ConfigFlags::CONNTRACK`](crate::ConfigFlags::CONNTRACK), or where it refuses a part of the change
+        /// (see [`ConntrackChange`]).
+        ///
+        /// Do not combine it with a TCP payload of another length on a connection with address translation,
+        /// unless a conntrack helper watches it: the kernel then tries to adjust sequence numbers and logs a
+        /// warning that it cannot.
+        pub fn set_conntrack(&mut self, change: ConntrackChange) {
+            self.slot.extras_mut().conntrack = Some(change);
         }
 
         /// Chooses how this packet leaves if it is edited, other than its queue has it

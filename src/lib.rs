@@ -31,6 +31,7 @@ mod verdicts;
 
 pub use netfilterqueue_protocol as protocol;
 pub use netfilterqueue_protocol::config::{ConfigFlags, CopyMode, FlagChange};
+pub use netfilterqueue_protocol::conntrack;
 pub use netfilterqueue_protocol::packet::{SkbInfo, Timestamp, Vlan};
 pub use netfilterqueue_protocol::verdict::Verdict;
 /// The kernel's error numbers, as [`Error`] and [`Refusal`] carry them.

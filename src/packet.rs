@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use netfilterqueue_protocol::attribute::Attribute;
-use netfilterqueue_protocol::conntrack::Conntrack;
+use netfilterqueue_protocol::conntrack::{Conntrack, ConntrackChange, ConntrackInfo};
 use netfilterqueue_protocol::packet::{PacketMessage, SkbInfo, Timestamp, Vlan};
 use netfilterqueue_protocol::verdict::Verdict;
 

@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, ThreadId};
 
 use netfilterqueue_protocol::attribute;
+use netfilterqueue_protocol::conntrack::ConntrackChange;
 use netfilterqueue_protocol::error::EncodeError;
 use netfilterqueue_protocol::packet::Vlan;
 use netfilterqueue_protocol::verdict::{Verdict, VerdictBatchMessage, VerdictMessage};
@@ -132,6 +133,7 @@ fn is_this_thread(thread: &ThreadId) -> bool {
 pub(crate) struct Extras {
     pub(crate) vlan: Option<Vlan>,
     pub(crate) l2_header: Option<L2Header>,
+    pub(crate) conntrack: Option<ConntrackChange>,
 }
 
 /// A link-layer header, copied: there is no room for it in the receive buffer.
@@ -158,8 +160,10 @@ impl L2Header {
 }
 
 impl Extras {
-    /// A nest with both halves of a VLAN tag, and a link-layer header.
-    const ENCODED_MAX: usize = (4 + 8 + 8) + (attribute::HEADER_LEN + L2Header::LEN_MAX);
+    /// A nest with both halves of a VLAN tag, a link-layer header, a conntrack change with all its parts.
+    const ENCODED_MAX: usize = (4 + 8 + 8)
+        + (attribute::HEADER_LEN + L2Header::LEN_MAX)
+        + ConntrackChange::ENCODED_LEN_MAX;
 
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -224,6 +228,7 @@ impl<'a> Answer<'a> {
             priority: self.priority,
             vlan: extras.and_then(|extras| extras.vlan),
             l2_header: extras.and_then(|extras| extras.l2_header.as_ref()).map(L2Header::as_bytes),
+            conntrack: extras.and_then(|extras| extras.conntrack),
             ..VerdictMessage::new(self.queue, self.id, self.verdict)
         }
     }

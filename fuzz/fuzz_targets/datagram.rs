@@ -2,6 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use netfilterqueue_protocol::attribute::Attributes;
+use netfilterqueue_protocol::conntrack::ConntrackChange;
 use netfilterqueue_protocol::message::{Ack, Messages};
 use netfilterqueue_protocol::packet::{PacketIndex, PacketMessage};
 
@@ -33,5 +35,18 @@ fn read(packet: PacketMessage<'_>) {
     if let Some(conntrack) = packet.conntrack() {
         let _ = (conntrack.id(), conntrack.status(), conntrack.timeout(), conntrack.mark());
         let _ = (conntrack.zone(), conntrack.labels(), conntrack.original(), conntrack.reply());
+        let _ = (conntrack.tcp_state(), conntrack.to_attributes());
+        if let Ok(change) = ConntrackChange::parse(Attributes::new(conntrack.bytes())) {
+            change_round_trip(change);
+        }
     }
+}
+
+/// The kernel's own tree read as a change of it.
+fn change_round_trip(change: ConntrackChange) {
+    let mut bytes = Vec::new();
+    change.push(&mut bytes);
+    assert_eq!(bytes.len(), change.encoded_len());
+    let nest = Attributes::new(&bytes).next().unwrap().unwrap();
+    assert_eq!(ConntrackChange::parse(nest.nested()), Ok(change));
 }

@@ -65,6 +65,12 @@ impl<'a> Attribute<'a> {
         self.value
     }
 
+    /// The value's first byte; `None` if it is empty.
+    #[must_use]
+    pub fn u8(&self) -> Option<u8> {
+        self.value.first().copied()
+    }
+
     /// The value as a network-order u16; `None` if it is shorter.
     #[must_use]
     pub fn u16_be(&self) -> Option<u16> {

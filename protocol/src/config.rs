@@ -9,6 +9,7 @@ use std::ops::{BitOr, BitOrAssign};
 use byteorder::{BigEndian, ByteOrder};
 
 use crate::attribute;
+use crate::bits;
 use crate::constants::*;
 use crate::error::ParseError;
 use crate::message::{Header, Message, Nfgenmsg, push_message};
@@ -114,12 +115,12 @@ impl ConfigFlags {
     /// The security context comes with each packet. Since 4.3.
     pub const SECCTX: Self = Self(NFQA_CFG_F_SECCTX);
 
-    const NAMES: [(Self, &'static str); 5] = [
-        (Self::FAIL_OPEN, "NFQA_CFG_F_FAIL_OPEN"),
-        (Self::CONNTRACK, "NFQA_CFG_F_CONNTRACK"),
-        (Self::GSO, "NFQA_CFG_F_GSO"),
-        (Self::UID_GID, "NFQA_CFG_F_UID_GID"),
-        (Self::SECCTX, "NFQA_CFG_F_SECCTX"),
+    const NAMES: [(u32, &'static str); 5] = [
+        (NFQA_CFG_F_FAIL_OPEN, "NFQA_CFG_F_FAIL_OPEN"),
+        (NFQA_CFG_F_CONNTRACK, "NFQA_CFG_F_CONNTRACK"),
+        (NFQA_CFG_F_GSO, "NFQA_CFG_F_GSO"),
+        (NFQA_CFG_F_UID_GID, "NFQA_CFG_F_UID_GID"),
+        (NFQA_CFG_F_SECCTX, "NFQA_CFG_F_SECCTX"),
     ];
 
     /// Whether every flag of `other` is in this set.
@@ -136,7 +137,7 @@ impl ConfigFlags {
 
     /// The known flags of this set, one at a time.
     pub fn iter(self) -> impl Iterator<Item = Self> {
-        Self::NAMES.into_iter().map(|(flag, _)| flag).filter(move |flag| self.contains(*flag))
+        Self::NAMES.into_iter().map(|(flag, _)| Self(flag)).filter(move |flag| self.contains(*flag))
     }
 }
 
@@ -157,19 +158,7 @@ impl BitOrAssign for ConfigFlags {
 /// The kernel's names, joined by `|`; bits without a name as one number.
 impl std::fmt::Display for ConfigFlags {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut rest = self.0;
-        let mut separator = "";
-        for (flag, name) in Self::NAMES {
-            if self.contains(flag) {
-                write!(f, "{separator}{name}")?;
-                separator = "|";
-                rest &= !flag.0;
-            }
-        }
-        if rest != 0 || self.0 == 0 {
-            write!(f, "{separator}{rest:#x}")?;
-        }
-        Ok(())
+        bits::write_names(f, self.0, &Self::NAMES)
     }
 }
 

@@ -40,12 +40,17 @@
 //! The messages also implement the traits of netlink-packet-core (module [`interop`]), so other
 //! rust-netlink code can send and parse them.
 //!
+//! Feature `conntrack`, off by default: the full conntrack tree of a packet as the crate
+//! netlink-packet-netfilter has it (`conntrack::Conntrack::to_attributes`).
+//!
 //! Most programs want the crate `netfilterqueue`, which owns the socket and gives every packet its
 //! verdict.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod attribute;
+mod bits;
 pub mod config;
 pub mod conntrack;
 pub mod constants;

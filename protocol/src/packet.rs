@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use byteorder::{BigEndian, ByteOrder, NativeEndian};
 
 use crate::attribute::{Attribute, Attributes, HEADER_LEN};
-use crate::conntrack::Conntrack;
+use crate::conntrack::{Conntrack, ConntrackInfo};
 use crate::constants::*;
 use crate::error::ParseError;
 use crate::message::{ATTRIBUTES_OFFSET, Message, NLMSG_HEADER_LEN, Nfgenmsg};
@@ -376,11 +376,10 @@ impl<'a> PacketMessage<'a> {
         self.attribute(NFQA_CT).map(|attribute| Conntrack::new(attribute.value()))
     }
 
-    /// The packet's relation to its conntrack entry, `enum ip_conntrack_info`: 0 established, 1 related,
-    /// 2 new, 3 established reply, 4 related reply. Comes with [`PacketMessage::conntrack`].
+    /// The packet's relation to its conntrack entry. Comes with [`PacketMessage::conntrack`]. Since 3.6.
     #[must_use]
-    pub fn conntrack_info(&self) -> Option<u32> {
-        self.u32_be(NFQA_CT_INFO)
+    pub fn conntrack_info(&self) -> Option<ConntrackInfo> {
+        self.u32_be(NFQA_CT_INFO).map(ConntrackInfo)
     }
 
     /// The attribute with this number, known here or not.

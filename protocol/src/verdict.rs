@@ -11,6 +11,7 @@
 use byteorder::{BigEndian, ByteOrder};
 
 use crate::attribute::{self, Attribute, MAX_VALUE_LEN};
+use crate::conntrack::ConntrackChange;
 use crate::constants::*;
 use crate::error::{EncodeError, ParseError};
 use crate::message::{Header, Message, Nfgenmsg, push_message};
@@ -97,8 +98,12 @@ pub struct VerdictMessage<'a> {
     /// New link-layer header of a bridged frame, exactly as long as the present one; ignored in other
     /// families. Since 4.7.
     pub l2_header: Option<&'a [u8]>,
-    /// Nested `CTA_*` attributes to change the conntrack entry with. Since 3.6.
-    pub conntrack: Option<&'a [u8]>,
+    /// What to change on the packet's conntrack entry. Since 3.6.
+    pub conntrack: Option<ConntrackChange>,
+    /// A flow to expect because of the packet's: nested `CTA_EXPECT_*` attributes, as bytes. The kernel
+    /// looks at it only where `conntrack` is there too and was not refused, and tells nobody if it
+    /// refuses this. Since 3.12.
+    pub expectation: Option<&'a [u8]>,
     /// New bytes of the packet from its network header on, 1 to 65,531. The kernel corrects no length
     /// and no checksum.
     pub payload: Option<&'a [u8]>,
@@ -117,6 +122,7 @@ impl<'a> VerdictMessage<'a> {
             vlan: None,
             l2_header: None,
             conntrack: None,
+            expectation: None,
             payload: None,
         }
     }
@@ -150,7 +156,7 @@ impl<'a> VerdictMessage<'a> {
     ) -> Result<(), EncodeError> {
         check_payload_len(payload_len)?;
         check_value("NFQA_L2HDR", self.l2_header)?;
-        check_value("NFQA_CT", self.conntrack)?;
+        check_value("NFQA_EXP", self.expectation)?;
         let header = header(NFQNL_MSG_VERDICT, self.queue, self.id);
         push_message(out, header, payload_len.unwrap_or(0), |out| {
             push_common(out, self.verdict, self.id, self.mark, self.priority);
@@ -164,7 +170,10 @@ impl<'a> VerdictMessage<'a> {
                 attribute::push(out, NFQA_L2HDR, l2_header);
             }
             if let Some(conntrack) = self.conntrack {
-                attribute::push(out, NFQA_CT | NLA_F_NESTED, conntrack);
+                conntrack.push(out);
+            }
+            if let Some(expectation) = self.expectation {
+                attribute::push(out, NFQA_EXP | NLA_F_NESTED, expectation);
             }
             if let Some(len) = payload_len {
                 attribute::push_header(out, NFQA_PAYLOAD, len);
@@ -174,7 +183,7 @@ impl<'a> VerdictMessage<'a> {
     }
 
     /// Reads a verdict message. Stricter than the kernel, which takes what stands before a malformed
-    /// attribute; attributes without a field here (`NFQA_EXP`) are left out.
+    /// attribute; attributes without a field here are left out.
     ///
     /// # Errors
     ///
@@ -189,7 +198,11 @@ impl<'a> VerdictMessage<'a> {
             priority: fields.priority,
             vlan: fields.vlan.map(read_vlan).transpose()?,
             l2_header: fields.l2_header,
-            conntrack: fields.conntrack,
+            conntrack: fields
+                .conntrack
+                .map(|tree| ConntrackChange::parse(tree.nested()))
+                .transpose()?,
+            expectation: fields.expectation,
             payload: fields.payload,
         })
     }
@@ -299,7 +312,9 @@ struct Fields<'a> {
     /// Not read yet: a batch ignores it.
     vlan: Option<Attribute<'a>>,
     l2_header: Option<&'a [u8]>,
-    conntrack: Option<&'a [u8]>,
+    /// Not read yet: a batch ignores it.
+    conntrack: Option<Attribute<'a>>,
+    expectation: Option<&'a [u8]>,
     payload: Option<&'a [u8]>,
 }
 
@@ -342,6 +357,7 @@ impl<'a> Fields<'a> {
             vlan: None,
             l2_header: None,
             conntrack: None,
+            expectation: None,
             payload: None,
         };
         for attribute in attributes {
@@ -362,7 +378,8 @@ impl<'a> Fields<'a> {
                 }
                 NFQA_VLAN => fields.vlan = Some(attribute),
                 NFQA_L2HDR => fields.l2_header = Some(value),
-                NFQA_CT => fields.conntrack = Some(value),
+                NFQA_CT => fields.conntrack = Some(attribute),
+                NFQA_EXP => fields.expectation = Some(value),
                 NFQA_PAYLOAD => fields.payload = Some(value),
                 _ => {}
             }

@@ -7,7 +7,9 @@ mod common;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use common::list;
-use netfilterqueue_protocol::conntrack::{Conntrack, Tuple};
+use netfilterqueue_protocol::conntrack::{
+    Conntrack, ConntrackInfo, ConntrackStatus, Icmp, TcpState, Tuple,
+};
 
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
@@ -46,18 +48,22 @@ mod captured {
             protocol: 17,
             source_port: Some(4444),
             destination_port: Some(99),
+            icmp: None,
+            zone: None,
         };
         assert_eq!(conntrack.original(), Some(original));
         let reply = Tuple { source_port: Some(99), destination_port: Some(4444), ..original };
         assert_eq!(conntrack.reply(), Some(reply));
         assert_eq!(conntrack.id(), Some(0x7ca3_c870));
         // Not confirmed yet; the timeout and a mark of 0 are there all the same.
-        assert_eq!(conntrack.status(), Some(0));
+        assert_eq!(conntrack.status(), Some(ConntrackStatus(0)));
         assert_eq!(conntrack.timeout(), Some(30));
         assert_eq!(conntrack.mark(), Some(0));
         assert_eq!(conntrack.zone(), None);
         assert_eq!(conntrack.labels(), None);
         assert_eq!(conntrack.attribute(CTA_PROTOINFO), None);
+        assert_eq!(conntrack.tcp_state(), None);
+        assert_eq!(packet.conntrack_info(), Some(ConntrackInfo::NEW));
     }
 
     /// The counters are 64 bits wide, and the kernel puts empty attributes before them where they
@@ -101,14 +107,18 @@ mod captured {
             protocol: 6,
             source_port: Some(40950),
             destination_port: Some(98),
+            icmp: None,
+            zone: None,
         };
         assert_eq!(conntrack.original(), Some(original));
         let reply = Tuple { source_port: Some(98), destination_port: Some(40950), ..original };
         assert_eq!(conntrack.reply(), Some(reply));
         assert_eq!(conntrack.id(), Some(0xf873_71e0));
-        assert_eq!(conntrack.status(), Some(0));
+        assert_eq!(conntrack.status(), Some(ConntrackStatus(0)));
         assert_eq!(conntrack.timeout(), Some(120));
         assert_eq!(conntrack.mark(), Some(0));
+
+        assert_eq!(conntrack.tcp_state(), Some(TcpState::SYN_SENT));
 
         // CTA_PROTOINFO_TCP: state SYN_SENT, window scales, flags and their masks.
         let protoinfo = conntrack.attribute(CTA_PROTOINFO).unwrap();
@@ -157,7 +167,7 @@ fn every_other_attribute() {
     ]);
     let conntrack = Conntrack::new(&tree);
     assert_eq!(conntrack.bytes(), tree);
-    assert_eq!(conntrack.status(), Some(0x18e));
+    assert_eq!(conntrack.status(), Some(ConntrackStatus(0x18e)));
     assert_eq!(conntrack.mark(), Some(0x0102_0304));
     assert_eq!(conntrack.zone(), Some(0x0102));
     assert_eq!(conntrack.labels(), Some(&labels[..]));
@@ -166,14 +176,14 @@ fn every_other_attribute() {
     assert_eq!(conntrack.id(), None);
 }
 
-/// An echo request has an id, type and code in place of ports; translated addresses differ by
-/// direction.
+/// An echo request has an id, type and code in place of ports, and another type in its answer;
+/// translated addresses differ by direction.
 #[test]
-fn protocol_without_ports() {
-    let echo = [(1, vec![1]), (4, vec![0, 9]), (5, vec![8]), (6, vec![0])];
+fn icmp_echo() {
+    let echo = |kind| [(1, vec![1]), (4, vec![1, 9]), (5, vec![kind]), (6, vec![3])];
     let tree = list(&[
-        (CTA_TUPLE_ORIG, tuple(&[(1, vec![10, 0, 0, 1]), (2, vec![10, 0, 0, 2])], &echo)),
-        (CTA_TUPLE_REPLY, tuple(&[(2, vec![192, 0, 2, 1]), (1, vec![10, 0, 0, 2])], &echo)),
+        (CTA_TUPLE_ORIG, tuple(&[(1, vec![10, 0, 0, 1]), (2, vec![10, 0, 0, 2])], &echo(8))),
+        (CTA_TUPLE_REPLY, tuple(&[(2, vec![192, 0, 2, 1]), (1, vec![10, 0, 0, 2])], &echo(0))),
     ]);
     let conntrack = Conntrack::new(&tree);
     let original = Tuple {
@@ -182,14 +192,130 @@ fn protocol_without_ports() {
         protocol: 1,
         source_port: None,
         destination_port: None,
+        icmp: Some(Icmp { id: 0x0109, kind: 8, code: 3 }),
+        zone: None,
     };
     assert_eq!(conntrack.original(), Some(original));
     let reply = Tuple {
         source: original.destination,
         destination: IpAddr::from([192, 0, 2, 1]),
+        icmp: Some(Icmp { id: 0x0109, kind: 0, code: 3 }),
         ..original
     };
     assert_eq!(conntrack.reply(), Some(reply));
+}
+
+#[test]
+fn icmpv6_echo() {
+    let ip = [(3, vec![1; 16]), (4, vec![2; 16])];
+    let icmp = |proto: &[(u16, Vec<u8>)]| {
+        let tree = list(&[(CTA_TUPLE_ORIG, tuple(&ip, proto))]);
+        let original = Conntrack::new(&tree).original().unwrap();
+        assert_eq!((original.protocol, original.source_port), (58, None));
+        original.icmp
+    };
+    let echo = [(1, vec![58]), (7, vec![2, 1]), (8, vec![128]), (9, vec![5])];
+    assert_eq!(icmp(&echo), Some(Icmp { id: 0x0201, kind: 128, code: 5 }));
+    // The three come together or not at all.
+    assert_eq!(icmp(&echo[..3]), None);
+    assert_eq!(icmp(&[echo[0].clone(), echo[1].clone(), (8, vec![]), echo[3].clone()]), None);
+    assert_eq!(icmp(&[echo[0].clone(), (7, vec![2]), echo[2].clone(), echo[3].clone()]), None);
+    assert_eq!(icmp(&echo[..1]), None);
+}
+
+/// A zone of one direction is inside its tuple; one of both is beside them.
+#[test]
+fn zones() {
+    let zoned = |zone: Vec<u8>| {
+        let ip = list(&[(1, vec![10, 0, 0, 1]), (2, vec![10, 0, 0, 2])]);
+        list(&[(1 | NESTED, ip), (2 | NESTED, list(&[(1, vec![17])])), (3, zone)])
+    };
+    let tree = list(&[(CTA_TUPLE_ORIG, zoned(vec![1, 2])), (CTA_TUPLE_REPLY, zoned(vec![3]))]);
+    let conntrack = Conntrack::new(&tree);
+    assert_eq!(conntrack.original().unwrap().zone, Some(0x0102));
+    assert_eq!(conntrack.reply().unwrap().zone, None);
+    assert_eq!(conntrack.zone(), None);
+}
+
+#[test]
+fn tcp_states() {
+    let state_in = |kind, nest, value: &[u8]| {
+        let protoinfo = list(&[(nest | NESTED, list(&[(kind, value.to_vec())]))]);
+        Conntrack::new(&list(&[(4 | NESTED, protoinfo)])).tcp_state()
+    };
+    let state = |number| state_in(1, 1, &[number]).unwrap();
+    assert_eq!(state(3), TcpState::ESTABLISHED);
+    assert_eq!(state(200), TcpState(200));
+    // DCCP, and an attribute that is not the state.
+    assert_eq!(state_in(1, 2, &[3]), None);
+    assert_eq!(state_in(2, 1, &[3]), None);
+    assert_eq!(state_in(1, 1, &[]), None);
+    let names: Vec<_> = (0..11).map(|number| state(number).to_string()).collect();
+    let expected = [
+        "NONE",
+        "SYN_SENT",
+        "SYN_RECV",
+        "ESTABLISHED",
+        "FIN_WAIT",
+        "CLOSE_WAIT",
+        "LAST_ACK",
+        "TIME_WAIT",
+        "CLOSE",
+        "SYN_SENT2",
+        "TCP state 10",
+    ];
+    assert_eq!(names, expected);
+}
+
+#[test]
+fn relations_to_the_entry() {
+    let names: Vec<_> = (0..6).map(|number| ConntrackInfo(number).to_string()).collect();
+    let expected =
+        ["established", "related", "new", "established reply", "related reply", "conntrack info 5"];
+    assert_eq!(names, expected);
+    let replies: Vec<_> = (0..6).map(|number| ConntrackInfo(number).is_reply()).collect();
+    assert_eq!(replies, [false, false, false, true, true, true]);
+    assert_eq!(ConntrackInfo::ESTABLISHED_REPLY, ConntrackInfo(3));
+}
+
+#[test]
+fn status_bits() {
+    // A translated connection that was answered, as `conntrack -o id` shows it.
+    let status = ConntrackStatus(0x18e | 1 << 20);
+    assert!(status.contains(ConntrackStatus::SEEN_REPLY | ConntrackStatus::ASSURED));
+    assert!(!status.contains(ConntrackStatus::SEEN_REPLY | ConntrackStatus::SRC_NAT));
+    assert!(!status.is_empty() && ConntrackStatus::default().is_empty());
+    let text =
+        "IPS_SEEN_REPLY|IPS_ASSURED|IPS_CONFIRMED|IPS_SRC_NAT_DONE|IPS_DST_NAT_DONE|0x100000";
+    assert_eq!(status.to_string(), text);
+    assert_eq!(format!("{status:?}"), format!("ConntrackStatus({text})"));
+    assert_eq!(ConntrackStatus::default().to_string(), "0x0");
+
+    // All sixteen, from the header.
+    let names = [
+        "EXPECTED",
+        "SEEN_REPLY",
+        "ASSURED",
+        "CONFIRMED",
+        "SRC_NAT",
+        "DST_NAT",
+        "SEQ_ADJUST",
+        "SRC_NAT_DONE",
+        "DST_NAT_DONE",
+        "DYING",
+        "FIXED_TIMEOUT",
+        "TEMPLATE",
+        "UNTRACKED",
+        "HELPER",
+        "OFFLOAD",
+        "HW_OFFLOAD",
+    ];
+    for (bit, name) in names.into_iter().enumerate() {
+        assert_eq!(ConntrackStatus(1 << bit).to_string(), format!("IPS_{name}"));
+    }
+    let mut status = ConntrackStatus::HELPER;
+    status |= ConntrackStatus::HW_OFFLOAD;
+    assert_eq!(status, ConntrackStatus(0xa000));
 }
 
 /// A value longer than its type counts from its start.
@@ -209,6 +335,8 @@ fn addresses_that_differ() {
         protocol: 17,
         source_port: Some(1),
         destination_port: Some(2),
+        icmp: None,
+        zone: None,
     };
     let conntrack = Conntrack::new(&tree);
     assert_eq!(conntrack.original(), Some(original));

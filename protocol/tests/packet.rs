@@ -19,6 +19,7 @@ mod captured {
         POSTROUTING_UID, PREROUTING_META, captures, touch, unhex,
     };
     use super::*;
+    use netfilterqueue_protocol::conntrack::ConntrackInfo;
 
     #[test]
     fn loopback_packets_per_hook() {
@@ -138,7 +139,7 @@ mod captured {
         assert_eq!(packet.uid(), Some(0));
         assert_eq!(packet.gid(), Some(0));
         assert_eq!(packet.secctx(), Some(&b"_"[..]));
-        assert_eq!(packet.conntrack_info(), Some(2));
+        assert_eq!(packet.conntrack_info(), Some(ConntrackInfo::NEW));
         assert_eq!(packet.conntrack().unwrap().bytes(), &bytes[68..288]);
         assert!(packet.attribute(NFQA_CT).unwrap().is_nested());
         assert_eq!(packet.hwaddr(), None);
@@ -162,7 +163,7 @@ mod captured {
         assert_eq!(packet.uid(), Some(0));
         assert_eq!(packet.gid(), Some(0));
         assert_eq!(packet.secctx(), Some(&b"_"[..]));
-        assert_eq!(packet.conntrack_info(), Some(2));
+        assert_eq!(packet.conntrack_info(), Some(ConntrackInfo::NEW));
         assert_eq!(packet.conntrack().unwrap().bytes(), &bytes[68..384]);
         assert_eq!(packet.index().payload_range(), Some(396..476));
         assert_eq!(packet.payload()[..4], [0x60, 0x03, 0xee, 0x3c]);

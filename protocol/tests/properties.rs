@@ -4,10 +4,12 @@
 
 mod common;
 
-use common::{list, message, packet_hdr, queue_message, state_length, touch, touch_packet};
+use common::{
+    changes, list, message, packet_hdr, queue_message, state_length, touch, touch_packet,
+};
 use netfilterqueue_protocol::attribute::{Attributes, pad, push, push_nested};
 use netfilterqueue_protocol::config::{Command, ConfigFlags, ConfigMessage, CopyMode, FlagChange};
-use netfilterqueue_protocol::conntrack::Conntrack;
+use netfilterqueue_protocol::conntrack::{Conntrack, ConntrackInfo};
 use netfilterqueue_protocol::constants::*;
 use netfilterqueue_protocol::message::Message;
 use netfilterqueue_protocol::packet::{PacketIndex, PacketMessage, SkbInfo, Vlan};
@@ -160,7 +162,7 @@ impl Model {
         assert_eq!(packet.outdev(), self.number(NFQA_IFINDEX_OUTDEV));
         assert_eq!(packet.physindev(), self.number(NFQA_IFINDEX_PHYSINDEV));
         assert_eq!(packet.physoutdev(), self.number(NFQA_IFINDEX_PHYSOUTDEV));
-        assert_eq!(packet.conntrack_info(), self.number(NFQA_CT_INFO));
+        assert_eq!(packet.conntrack_info(), self.number(NFQA_CT_INFO).map(ConntrackInfo));
         assert_eq!(packet.cap_len(), self.number(NFQA_CAP_LEN));
         assert_eq!(packet.index().is_truncated(), self.number(NFQA_CAP_LEN).is_some());
         assert_eq!(packet.skb_info(), self.number(NFQA_SKB_INFO).map(SkbInfo));
@@ -238,7 +240,8 @@ proptest! {
         (mark, priority) in any::<(Option<u32>, Option<u32>)>(),
         vlan in option::of(vlans()),
         l2_header in option::of(bytes(0..20)),
-        conntrack in option::of(bytes(0..40)),
+        conntrack in option::of(changes()),
+        expectation in option::of(bytes(0..40)),
         payload in option::of(bytes(1..200)),
     ) {
         let verdict = VerdictMessage {
@@ -249,7 +252,8 @@ proptest! {
             priority,
             vlan,
             l2_header: l2_header.as_deref(),
-            conntrack: conntrack.as_deref(),
+            conntrack,
+            expectation: expectation.as_deref(),
             payload: payload.as_deref(),
         };
         let mut first = Vec::new();

@@ -6,6 +6,7 @@ mod common;
 
 use common::{attribute, list, message, queue_message};
 use netfilterqueue_protocol::attribute::{MAX_VALUE_LEN, pad};
+use netfilterqueue_protocol::conntrack::{ConntrackChange, MarkChange};
 use netfilterqueue_protocol::constants::*;
 use netfilterqueue_protocol::interop::QueueMessage;
 use netfilterqueue_protocol::message::{Message, Messages};
@@ -13,6 +14,10 @@ use netfilterqueue_protocol::packet::Vlan;
 use netfilterqueue_protocol::verdict::{Verdict, VerdictBatchMessage, VerdictMessage};
 use netfilterqueue_protocol::{EncodeError, ParseError};
 use netlink_packet_core::NetlinkSerializable;
+
+/// A change of the flow's mark to 9.
+const MARK_9: ConntrackChange =
+    ConntrackChange { timeout: None, status: None, labels: None, mark: Some(MarkChange::set(9)) };
 
 /// What `push` appends, which must leave alone what was there before.
 fn pushed(verdict: &VerdictMessage<'_>) -> Vec<u8> {
@@ -109,12 +114,13 @@ mod golden {
             priority: Some(6),
             vlan: Some(Vlan { proto: 0x8100, tci: 0xa064 }),
             l2_header: Some(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 8, 0]),
-            conntrack: Some(&[8, 0, 8, 0, 0, 0, 0, 9]),
+            conntrack: Some(MARK_9),
+            expectation: Some(&[4, 0, 5, 0]),
             payload: Some(&[0x60; 4]),
             ..VerdictMessage::new(0xffff, 0xffff_ffff, Verdict::Queue { number: 9, bypass: true })
         };
         let expected = unhex(
-            "6c000000 0103 0100 ffffffff ffff0000
+            "74000000 0103 0100 ffffffff ffff0000
              00 00 ffff
              0c00 0200 00098003 ffffffff
              0800 0300 00000000
@@ -122,6 +128,7 @@ mod golden {
              1400 1380 0600 0200 a064 0000 0600 0100 8100 0000
              1200 1400 010203040506 0708090a0b0c 0800 0000
              0c00 0b80 0800 0800 00000009
+             0800 0f80 0400 0500
              0800 0a00 60606060",
         );
         assert_eq!(pushed(&verdict), expected);
@@ -215,7 +222,7 @@ fn largest_and_too_large() {
     let fits = Some(&big[..MAX_VALUE_LEN]);
     let verdict = VerdictMessage {
         l2_header: fits,
-        conntrack: fits,
+        expectation: fits,
         payload: fits,
         ..VerdictMessage::new(1, 2, Verdict::Accept)
     };
@@ -226,7 +233,7 @@ fn largest_and_too_large() {
     let plain = VerdictMessage::new(1, 2, Verdict::Accept);
     let refused = [
         (VerdictMessage { l2_header: Some(&big), ..plain }, too_long("NFQA_L2HDR")),
-        (VerdictMessage { conntrack: Some(&big), ..plain }, too_long("NFQA_CT")),
+        (VerdictMessage { expectation: Some(&big), ..plain }, too_long("NFQA_EXP")),
         (VerdictMessage { payload: Some(&big), ..plain }, too_long("NFQA_PAYLOAD")),
         (VerdictMessage { payload: Some(&[]), ..plain }, EncodeError::EmptyPayload),
     ];
@@ -241,7 +248,8 @@ fn largest_and_too_large() {
 #[test]
 fn empty_values_that_mean_something() {
     let verdict = VerdictMessage {
-        conntrack: Some(&[]),
+        conntrack: Some(ConntrackChange::default()),
+        expectation: Some(&[]),
         l2_header: Some(&[]),
         ..VerdictMessage::new(1, 2, Verdict::Accept)
     };
@@ -259,6 +267,7 @@ fn order_and_unknown_attributes_do_not_matter() {
         (NFQA_MARK, vec![0, 0, 0, 5]),
         (NFQA_PAYLOAD, vec![1, 2, 3]),
         (999, vec![1]),
+        (NFQA_CT | NLA_F_NESTED, attribute(CTA_MARK, &[0, 0, 0, 9])),
         (NFQA_EXP | NLA_F_NESTED, vec![0; 5]),
     ];
     for _ in 0..attributes.len() {
@@ -266,6 +275,8 @@ fn order_and_unknown_attributes_do_not_matter() {
         let bytes = queue_message(1, 0, 9, &attributes);
         let verdict = VerdictMessage {
             mark: Some(5),
+            conntrack: Some(MARK_9),
+            expectation: Some(&[0; 5]),
             payload: Some(&[1, 2, 3]),
             ..VerdictMessage::new(9, 2, Verdict::Accept)
         };
@@ -287,14 +298,17 @@ fn last_duplicate_counts() {
         (NFQA_VLAN, vec![]),
         tag(1),
         (NFQA_L2HDR, vec![1]),
-        (NFQA_CT, vec![1]),
+        // A tree that would be refused if it were the last.
+        (NFQA_CT, attribute(CTA_MARK, &[])),
+        (NFQA_EXP, vec![1]),
         (NFQA_PAYLOAD, vec![1]),
         hdr(5, 2),
         (NFQA_MARK, vec![0, 0, 0, 2]),
         (NFQA_PRIORITY, vec![0, 0, 0, 2]),
         tag(2),
         (NFQA_L2HDR, vec![2, 2]),
-        (NFQA_CT, vec![2, 2]),
+        (NFQA_CT, attribute(CTA_MARK, &[0, 0, 0, 9])),
+        (NFQA_EXP, vec![2, 2]),
         (NFQA_PAYLOAD, vec![2, 2]),
     ];
     let expected = VerdictMessage {
@@ -302,7 +316,8 @@ fn last_duplicate_counts() {
         priority: Some(2),
         vlan: Some(Vlan { proto: 0x8100, tci: 2 }),
         l2_header: Some(&[2, 2]),
-        conntrack: Some(&[2, 2]),
+        conntrack: Some(MARK_9),
+        expectation: Some(&[2, 2]),
         payload: Some(&[2, 2]),
         ..VerdictMessage::new(9, 2, Verdict::Stop)
     };
@@ -345,6 +360,16 @@ fn half_a_vlan_tag() {
     // The kernel does not look at it in a batch.
     let batch = queue_message(3, 0, 9, &[hdr(1, 2), (NFQA_VLAN, proto)]);
     assert_eq!(parsed_batch(&batch).unwrap().last_id, 2);
+}
+
+/// As with the tag: judged in a verdict, with offsets from the message's start, and ignored in a batch.
+#[test]
+fn malformed_conntrack_changes() {
+    let tree = list(&[(CTA_TIMEOUT, vec![0; 4]), (CTA_MARK, vec![0; 3])]);
+    let attributes = [hdr(1, 2), (NFQA_CT | NLA_F_NESTED, tree)];
+    let error = ParseError::ShortAttribute { kind: CTA_MARK, needed: 4, had: 3, offset: 44 };
+    assert_eq!(parsed(&queue_message(1, 0, 9, &attributes)), Err(error));
+    assert_eq!(parsed_batch(&queue_message(3, 0, 9, &attributes)).unwrap().last_id, 2);
 }
 
 #[test]

@@ -8,11 +8,14 @@ use std::hint::black_box;
 
 use netfilterqueue_protocol::attribute::Attributes;
 use netfilterqueue_protocol::config::ConfigMessage;
-use netfilterqueue_protocol::conntrack::Conntrack;
+use netfilterqueue_protocol::conntrack::{
+    Conntrack, ConntrackChange, ConntrackStatus, LabelsChange, MarkChange,
+};
 use netfilterqueue_protocol::interop::QueueMessage;
 use netfilterqueue_protocol::message::{Ack, Message, Messages, Nfgenmsg};
 use netfilterqueue_protocol::packet::{PacketIndex, PacketMessage, Timestamp};
 use netfilterqueue_protocol::verdict::{VerdictBatchMessage, VerdictMessage};
+use proptest::prelude::*;
 
 pub(crate) const BRIDGE_VLAN: &str = include_str!("../data/bridge-forward-vlan-l2hdr.hex");
 pub(crate) const BRIDGE_ARP: &str = include_str!("../data/bridge-prerouting-arp.hex");
@@ -104,6 +107,24 @@ pub(crate) fn state_length(bytes: &mut [u8]) {
     bytes[..4].copy_from_slice(&length.to_ne_bytes());
 }
 
+/// Any change of a conntrack entry; a mask of all ones, which is written differently, is not rare.
+pub(crate) fn changes() -> impl Strategy<Value = ConntrackChange> {
+    let mark_masks = prop_oneof![Just(u32::MAX), any::<u32>()];
+    let marks = (any::<u32>(), mark_masks).prop_map(|(value, mask)| MarkChange { value, mask });
+    let labels_masks = prop_oneof![Just([0xff; 16]), any::<[u8; 16]>()];
+    let labels =
+        (any::<[u8; 16]>(), labels_masks).prop_map(|(value, mask)| LabelsChange { value, mask });
+    let numbers = any::<(Option<u32>, Option<u32>)>();
+    (numbers, proptest::option::of(labels), proptest::option::of(marks)).prop_map(
+        |((timeout, status), labels, mark)| ConntrackChange {
+            timeout,
+            status: status.map(ConntrackStatus),
+            labels,
+            mark,
+        },
+    )
+}
+
 /// Runs every parser and every accessor over `bytes`; what they find is of no interest here.
 pub(crate) fn touch(bytes: &[u8]) {
     for message in Messages::new(bytes).flatten() {
@@ -114,6 +135,9 @@ pub(crate) fn touch(bytes: &[u8]) {
         touch_packet(index.view(bytes));
     }
     touch_conntrack(Conntrack::new(bytes));
+    if let Ok(change) = ConntrackChange::parse(Attributes::new(bytes)) {
+        black_box((change, change.encoded_len()));
+    }
     touch_attributes(Attributes::new(bytes), 4);
 }
 
@@ -147,7 +171,8 @@ fn touch_message(message: Message<'_>) {
 fn touch_attributes(attributes: Attributes<'_>, depth: usize) {
     for attribute in attributes.flatten() {
         black_box((attribute.kind(), attribute.is_nested(), attribute.is_net_byteorder()));
-        black_box((attribute.offset(), attribute.value(), attribute.u16_be(), attribute.u32_be()));
+        black_box((attribute.offset(), attribute.value(), attribute.u8()));
+        black_box((attribute.u16_be(), attribute.u32_be()));
         if depth > 0 {
             touch_attributes(attribute.nested(), depth - 1);
         }
@@ -163,7 +188,8 @@ pub(crate) fn touch_packet(packet: PacketMessage<'_>) {
     black_box(packet.timestamp().map(Timestamp::to_system_time));
     black_box((packet.physindev(), packet.physoutdev(), packet.hwaddr(), packet.uid()));
     black_box((packet.gid(), packet.secctx(), packet.priority(), packet.cgroup_classid()));
-    black_box((packet.vlan(), packet.l2_header(), packet.conntrack_info()));
+    black_box((packet.vlan(), packet.l2_header()));
+    black_box(packet.conntrack_info().map(|info| (info.to_string(), info.is_reply())));
     if let Some(info) = packet.skb_info() {
         black_box((info.checksum_not_ready(), info.is_gso(), info.checksum_not_verified()));
     }
@@ -180,4 +206,8 @@ fn touch_conntrack(conntrack: Conntrack<'_>) {
     black_box((conntrack.bytes(), conntrack.id(), conntrack.status(), conntrack.timeout()));
     black_box((conntrack.mark(), conntrack.zone(), conntrack.labels()));
     black_box((conntrack.original(), conntrack.reply(), conntrack.attribute(4)));
+    black_box(conntrack.status().map(|status| status.to_string()));
+    black_box(conntrack.tcp_state().map(|state| state.to_string()));
+    #[cfg(feature = "conntrack")]
+    black_box(conntrack.to_attributes().is_ok());
 }
