@@ -51,7 +51,7 @@ impl Edit {
             start: range.start,
             len: range.len(),
             min: ip::transport_offset(message.hw_protocol(), payload),
-            padding: checksum::padding(payload),
+            padding: ip::padding(payload),
             completion: None,
         })
     }
@@ -126,7 +126,7 @@ impl Slot {
         if self.edit.is_none() || mode == EditMode::Raw || verdict == Verdict::Drop {
             return;
         }
-        if self.complete(buffer).is_some_and(|completion| completion != Completion::Complete) {
+        if self.complete(buffer).is_some_and(|completion| completion != Completion::Everything) {
             binding.counters().incomplete_edit();
         }
     }

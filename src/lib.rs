@@ -42,6 +42,7 @@ pub use builder::{QueueBuilder, QueueNumbers};
 pub use edit::EditMode;
 pub use error::{EditError, Error, Operation};
 pub use hook::{Family, Hook};
+pub use ip::Protocol;
 pub use namespace::Namespace;
 pub use packet::{Decided, Packet};
 pub use queue::Queue;

@@ -54,10 +54,11 @@ use netlink_packet_netfilter::nftables::{
 };
 use nix::errno::Errno;
 
-pub use self::rule::{Protocol, Rule};
+pub use self::rule::Rule;
 use self::transaction::{Connection, Failure, Request};
 use crate::error::Error;
 pub use crate::hook::{Family, Hook};
+pub use crate::ip::Protocol;
 
 /// The only chain of our tables.
 const CHAIN: &str = "queue";

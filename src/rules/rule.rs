@@ -2,41 +2,11 @@
 
 use std::ops::RangeInclusive;
 
-use super::Hook;
+use super::{Hook, Protocol};
 use crate::error::Error;
 
 /// `IFNAMSIZ`, the length of an interface name with its NUL.
 const INTERFACE_NAME_MAX: usize = 16;
-
-/// A protocol number of the IP header (IPv4 `protocol`, IPv6 the last `next header`), as IANA assigns
-/// them. Any number can be given: `Protocol(47)` is GRE.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Protocol(
-    /// The number.
-    pub u8,
-);
-
-impl Protocol {
-    /// ICMP for IPv4.
-    pub const ICMP: Self = Self(1);
-    /// TCP.
-    pub const TCP: Self = Self(6);
-    /// UDP.
-    pub const UDP: Self = Self(17);
-    /// DCCP.
-    pub const DCCP: Self = Self(33);
-    /// ICMP for IPv6.
-    pub const ICMPV6: Self = Self(58);
-    /// SCTP.
-    pub const SCTP: Self = Self(132);
-    /// UDP-Lite.
-    pub const UDP_LITE: Self = Self(136);
-
-    /// Its header starts with a source and a destination port of 16 bits each.
-    const fn has_ports(self) -> bool {
-        matches!(self, Self::TCP | Self::UDP | Self::DCCP | Self::SCTP | Self::UDP_LITE)
-    }
-}
 
 /// A rule: packets that match everything it names go to its queue; without a match, every packet.
 ///

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
-use netfilterqueue::checksum::Completion;
+use netfilterqueue::checksum::{Completion, WhyIpOnly};
 use netfilterqueue::rules::{InstalledRules, Protocol, Rule, Rules};
 use netfilterqueue::{EditMode, Hook, Packet, Queue, SkbInfo, Verdict};
 use netfilterqueue_netns::Namespace;
@@ -353,7 +353,7 @@ fn completing_tells_what_was_done(_: &Namespace) {
     let mut packet = batch.iter_mut().next().unwrap();
     assert_eq!(packet.complete(), None, "it was not edited");
     replace_data(&mut packet, b"and more");
-    assert_eq!(packet.complete(), Some(Completion::Complete));
+    assert_eq!(packet.complete(), Some(Completion::Everything));
     packet.accept();
     batch.commit().unwrap();
     assert_eq!(udp.receive_all(1), [b"and more"]);
@@ -377,7 +377,11 @@ fn fragments_are_reported(router: &Namespace) {
         |mut packet| {
             packet.payload_mut().unwrap();
             match packet.payload()[9] {
-                17 => assert_ne!(packet.complete(), Some(Completion::Complete), "{packet}"),
+                17 => assert_eq!(
+                    packet.complete(),
+                    Some(Completion::IpOnly(WhyIpOnly::Fragment)),
+                    "{packet}"
+                ),
                 _ => assert_eq!(packet.complete(), None),
             }
             packet.accept()

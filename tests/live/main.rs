@@ -4,6 +4,7 @@
 
 mod captures;
 mod closing;
+mod completed;
 mod craft;
 mod crafted;
 mod edits;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         &undecided::TESTS[..],
         &edits::TESTS[..],
         &uneditable::TESTS[..],
+        &completed::TESTS[..],
         &crafted::TESTS[..],
         &captures::TESTS[..],
         &lifecycle::TESTS[..],
