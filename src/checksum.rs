@@ -24,8 +24,8 @@
 //!
 //! - Checksums are computed over all bytes, whatever their fields held before. So the result is also
 //!   right for a packet whose checksum was not ready
-//!   ([`SkbInfo::checksum_not_ready`](crate::SkbInfo::checksum_not_ready)), and for the large ones that
-//!   the kernel will segment ([`SkbInfo::is_gso`](crate::SkbInfo::is_gso)).
+//!   ([`SkbInfo::checksum_not_ready`](crate::SkbInfo::checksum_not_ready)), and for the super-packets of
+//!   TCP ([`SkbInfo::is_gso`](crate::SkbInfo::is_gso)).
 //! - A UDP checksum of 0 means "none" over IPv4 and stays 0. Over IPv6 it is computed, also where a
 //!   tunnel does without one (RFC 6935).
 //! - UDP-Lite covers as much as its coverage field says; a coverage beyond the end becomes 0, which is
@@ -41,6 +41,9 @@
 //! - **SCTP, DCCP, IGMP, GRE** and all other protocols have a correct IP header only.
 //! - **Packets within packets** (tunnels) are data like any other: the inner lengths and checksums stay.
 //! - **AH** covers the whole packet, so one that was changed anywhere is refused by its receiver.
+//! - **UDP super-packets** get the checksum of one large datagram. The kernel, which would have to cut
+//!   them, does not start from that; [`EditError::UdpSuperPacket`](crate::EditError::UdpSuperPacket) keeps
+//!   queued ones from being edited.
 //! - **TCP** sequence numbers do not follow a change in length, and the rest of its header is not looked
 //!   at.
 //! - **UDP options** (RFC 9868), which follow the datagram's own end, become part of its data.

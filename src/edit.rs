@@ -3,13 +3,13 @@
 
 use std::ops::Range;
 
-use netfilterqueue_protocol::packet::PacketMessage;
+use netfilterqueue_protocol::packet::{PacketMessage, SkbInfo};
 use netfilterqueue_protocol::verdict::Verdict;
 
 use crate::binding::Binding;
 use crate::checksum::{self, Completion};
 use crate::error::EditError;
-use crate::ip::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
+use crate::ip::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Headers, Protocol};
 use crate::slot::Slot;
 
 /// How edited packets leave.
@@ -39,14 +39,17 @@ pub(crate) struct Edit {
 
 impl Edit {
     /// The original payload, if it is the whole packet and can be sent back.
-    pub(crate) fn of_whole(message: &PacketMessage<'_>, max: usize) -> Result<Self, EditError> {
+    fn of_whole(message: &PacketMessage<'_>, terms: EditTerms) -> Result<Self, EditError> {
         let range = message.index().payload_range().filter(|range| !range.is_empty());
         let range = range.ok_or(EditError::NotCopied)?;
         if let Some(full) = message.cap_len() {
             return Err(EditError::Truncated { copied: range.len(), full });
         }
-        check_len(range.len(), 0, max)?;
+        check_len(range.len(), 0, terms.max)?;
         let payload = message.payload();
+        if terms.mode == EditMode::Complete && is_udp_super_packet(message) {
+            return Err(EditError::UdpSuperPacket);
+        }
         Ok(Self {
             start: range.start,
             len: range.len(),
@@ -68,6 +71,21 @@ impl Edit {
     }
 }
 
+/// What edits of a packet are bound by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EditTerms {
+    mode: EditMode,
+    /// The longest payload that can be sent back.
+    max: usize,
+}
+
+/// Once it is edited, the kernel forgets where the checksum of a super-packet is to go. For TCP it starts
+/// anew, for UDP it does not.
+fn is_udp_super_packet(message: &PacketMessage<'_>) -> bool {
+    message.skb_info().is_some_and(SkbInfo::is_gso)
+        && Headers::read(message.payload()).is_ok_and(|headers| headers.protocol == Protocol::UDP)
+}
+
 /// Whether a payload of `len` bytes can be sent back.
 const fn check_len(len: usize, min: usize, max: usize) -> Result<(), EditError> {
     match len {
@@ -79,15 +97,21 @@ const fn check_len(len: usize, min: usize, max: usize) -> Result<(), EditError> 
 }
 
 impl Slot {
+    /// What edits of this packet are bound by.
+    pub(crate) fn edit_terms(&self, binding: &Binding) -> EditTerms {
+        let mode = self.edit_mode.unwrap_or(binding.terms().edit_mode);
+        EditTerms { mode, max: binding.payload_max() }
+    }
+
     /// The payload in `buffer`, from now on to be sent back.
     pub(crate) fn payload_mut<'b>(
         &mut self,
         buffer: &'b mut [u8],
-        max: usize,
+        terms: EditTerms,
     ) -> Result<&'b mut [u8], EditError> {
         let edit = match self.edit {
             Some(edit) => Edit { completion: None, ..edit },
-            None => Edit::of_whole(&self.index.view(buffer), max)?,
+            None => Edit::of_whole(&self.index.view(buffer), terms)?,
         };
         self.edit = Some(edit);
         Ok(buffer.get_mut(edit.range()).unwrap_or_default())
@@ -99,13 +123,13 @@ impl Slot {
         buffer: &[u8],
         room: usize,
         len: usize,
-        max: usize,
+        terms: EditTerms,
     ) -> Result<Edit, EditError> {
         let edit = match self.edit {
             Some(edit) => edit,
-            None => Edit::of_whole(&self.index.view(buffer), max)?,
+            None => Edit::of_whole(&self.index.view(buffer), terms)?,
         };
-        check_len(len, edit.min, max)?;
+        check_len(len, edit.min, terms.max)?;
         // The kernel puts the payload last. Should it ever not be, the new one must not overwrite the
         // attributes behind the old one.
         let message_len = self.index.message_len();
@@ -113,7 +137,7 @@ impl Slot {
         let start = if original.end == message_len { original.start } else { message_len };
         let fits = room.saturating_sub(start);
         if len > fits {
-            return Err(EditError::TooLong { len, max: max.min(fits) });
+            return Err(EditError::TooLong { len, max: terms.max.min(fits) });
         }
         // Who hands in another length has seen the filling and decided about it.
         let padding = if len == edit.len { edit.padding } else { 0 };
@@ -122,7 +146,7 @@ impl Slot {
 
     /// Completes an edited packet that is about to get its verdict, as its mode says.
     pub(crate) fn finish_edit(&mut self, buffer: &mut [u8], verdict: Verdict, binding: &Binding) {
-        let mode = self.edit_mode.unwrap_or(binding.terms().edit_mode);
+        let mode = self.edit_terms(binding).mode;
         if self.edit.is_none() || mode == EditMode::Raw || verdict == Verdict::Drop {
             return;
         }

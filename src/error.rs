@@ -209,6 +209,14 @@ pub enum EditError {
     /// The packet's bytes were not copied.
     #[error("the packet's bytes were not copied; use copy mode PACKET")]
     NotCopied,
+    /// The packet is a UDP super-packet ([`SkbInfo::is_gso`](crate::SkbInfo::is_gso)), which the kernel cannot
+    /// cut into datagrams once it was edited: it drops it, and before 6.12 logs a warning. Only packets of
+    /// senders on the same host that use `UDP_SEGMENT`, and what a network card has put together for a socket
+    /// with `UDP_GRO`, are such. [`EditMode::Raw`](crate::EditMode::Raw) lets the edit through.
+    #[error(
+        "the kernel cannot cut an edited UDP super-packet into datagrams; turn GSO off to edit it"
+    )]
+    UdpSuperPacket,
     /// The new payload is empty: the kernel would drop the packet.
     #[error("an empty payload would drop the packet; say so with Verdict::Drop")]
     Empty,

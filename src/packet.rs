@@ -109,8 +109,9 @@ impl<'a> Packet<'a> {
     /// As [`Packet::payload_mut`]; [`EditError::Empty`], [`EditError::TooShort`] and
     /// [`EditError::TooLong`] for a payload that cannot be sent back.
     pub fn set_payload(&mut self, payload: &[u8]) -> Result<(), EditError> {
-        let (room, max) = (self.buffer.len(), self.binding.payload_max());
-        let edit = self.slot.place_payload(self.buffer, room, payload.len(), max)?;
+        let terms = self.slot.edit_terms(self.binding);
+        let room = self.buffer.len();
+        let edit = self.slot.place_payload(self.buffer, room, payload.len(), terms)?;
         if let Some(target) = self.buffer.get_mut(edit.range()) {
             target.copy_from_slice(payload);
             self.slot.edit = Some(edit);

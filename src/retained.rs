@@ -108,8 +108,8 @@ impl RetainedPacket {
     ///
     /// As [`Packet::set_payload`](crate::Packet::set_payload).
     pub fn set_payload(&mut self, payload: &[u8]) -> Result<(), EditError> {
-        let max = self.binding.payload_max();
-        let edit = self.slot.place_payload(&self.buffer, usize::MAX, payload.len(), max)?;
+        let terms = self.slot.edit_terms(&self.binding);
+        let edit = self.slot.place_payload(&self.buffer, usize::MAX, payload.len(), terms)?;
         let len = self.buffer.len().max(edit.range().end);
         self.buffer.resize(len, 0);
         if let Some(target) = self.buffer.get_mut(edit.range()) {

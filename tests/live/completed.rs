@@ -10,7 +10,7 @@ use std::thread;
 
 use netfilterqueue::checksum::{Completion, WhyIpOnly};
 use netfilterqueue::rules::{InstalledRules, Protocol, Rule, Rules};
-use netfilterqueue::{EditMode, Hook, Packet, Queue, SkbInfo, Verdict};
+use netfilterqueue::{EditError, EditMode, Hook, Packet, Queue, SkbInfo, Verdict};
 use netfilterqueue_netns::Namespace;
 use nix::sys::socket::sockopt::{ReceiveTimeout, SndBuf, UdpGsoSegment};
 use nix::sys::socket::{
@@ -27,12 +27,13 @@ use crate::support::{
     internet_checksum, judge_while, queue_udp, receive_exactly,
 };
 
-pub const TESTS: [Test; 10] = tests![
+pub const TESTS: [Test; 11] = tests![
     udp_of_any_length,
     tcp_of_any_length,
     icmp_of_any_length,
     a_retained_packet_is_completed,
-    udp_super_packets_are_completed,
+    a_udp_super_packet_is_not_edited,
+    udp_that_was_cut_is_edited,
     a_stream_of_200_mb_with_every_packet_edited,
     raw_packets_leave_as_they_were_written,
     the_mode_of_a_packet_goes_before_that_of_its_queue,
@@ -41,7 +42,7 @@ pub const TESTS: [Test; 10] = tests![
 ];
 
 /// What a packet's data is replaced by: as long, shorter, longer, and none of them a multiple of four.
-const LENGTHS: [usize; 6] = [1_001, 333, 2, 1, 1_399, 5_003];
+const LENGTHS: [usize; 6] = [1_001, 333, 2, 1, 1_002, 1_399];
 const SENT: usize = 1_001;
 
 /// Each family, with the addresses of client and server.
@@ -224,7 +225,7 @@ fn a_retained_packet_is_completed(router: &Namespace) {
     expect_no_checksum_errors(&peers);
 }
 
-fn udp_super_packets_are_completed(router: &Namespace) {
+fn a_udp_super_packet_is_not_edited(router: &Namespace) {
     const SEGMENT: usize = 1_000;
     const SEGMENTS: usize = 12;
     let peers = Peers::of(router);
@@ -236,14 +237,43 @@ fn udp_super_packets_are_completed(router: &Namespace) {
         udp.send(&sent);
         let mut batch = receive_exactly(&mut path.queue, 1);
         let mut packet = batch.iter_mut().next().unwrap();
-        assert!(packet.skb_info().is_some_and(SkbInfo::is_gso), "one super-packet");
-        data_mut(packet.payload_mut().unwrap()).iter_mut().for_each(|byte| *byte = !*byte);
-        packet.accept();
-        batch.commit().unwrap();
-        let inverted: Vec<u8> = sent.iter().map(|byte| !byte).collect();
-        let received = udp.receive_all(SEGMENTS);
-        assert!(received.iter().all(|datagram| datagram.len() == SEGMENT));
-        assert!(received.concat() == inverted, "each byte arrives inverted");
+        if packet.skb_info().is_some_and(SkbInfo::is_gso) {
+            assert_eq!(packet.payload_mut(), Err(EditError::UdpSuperPacket));
+            let payload = packet.payload().to_vec();
+            assert_eq!(packet.set_payload(&payload), Err(EditError::UdpSuperPacket));
+            packet.accept();
+            batch.commit().unwrap();
+        } else {
+            // Kernels before 5.14 cut them before they reach a veth link.
+            drop(batch);
+            continue;
+        }
+        assert!(udp.receive_all(SEGMENTS).concat() == sent, "it is still to be judged");
+    }
+    expect_no_checksum_errors(&peers);
+}
+
+fn udp_that_was_cut_is_edited(router: &Namespace) {
+    const SEGMENT: usize = 1_000;
+    const SEGMENTS: usize = 12;
+    let peers = Peers::of(router);
+    for (client, server) in FAMILIES {
+        let mut path = Path::new(Protocol::UDP, false);
+        let udp = UdpPair::between((&peers.client, client), (&peers.server, server));
+        setsockopt(&udp.sender, UdpGsoSegment, &(SEGMENT as i32)).unwrap();
+        let sent = pattern(1, SEGMENT * SEGMENTS);
+        judge_while(
+            &mut path.queue,
+            |mut packet| {
+                data_mut(packet.payload_mut().unwrap()).iter_mut().for_each(|byte| *byte = !*byte);
+                packet.accept()
+            },
+            || {
+                udp.send(&sent);
+                let received = udp.receive_all(SEGMENTS).concat();
+                assert!(received.iter().map(|byte| !byte).eq(sent), "each byte is inverted");
+            },
+        );
     }
     expect_no_checksum_errors(&peers);
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use netfilterqueue::rules::{Hook, InstalledRules, Protocol, Rule, Rules};
-use netfilterqueue::{Packet, Queue, SkbInfo, Verdict};
+use netfilterqueue::{EditMode, Packet, Queue, SkbInfo, Verdict};
 use netfilterqueue_netns::Namespace;
 
 use crate::craft::{clear_udp_checksum, correct, data, data_mut, set_destination_port, with_data};
@@ -104,6 +104,7 @@ fn a_wrong_checksum_is_left_as_it_is(_: &Namespace) {
     let udp = UdpPair::new(V4);
     udp.send(b"before");
     edit_one(&mut queue, |packet| {
+        packet.set_edit_mode(EditMode::Raw);
         let bytes = packet.payload_mut().unwrap();
         correct(bytes);
         data_mut(bytes)[0] ^= 1;
