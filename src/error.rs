@@ -86,12 +86,20 @@ pub enum Error {
         /// The flags it refused, as far as they could be told apart.
         flags: ConfigFlags,
     },
-    /// The kernel has neither nft's `queue` expression nor `nft_compat` with the `NFQUEUE` target.
+    /// The kernel has neither nft's `queue` expression nor `nft_compat` with the `NFQUEUE` target, which
+    /// is of no use in the bridge family.
     #[error(
         "the kernel can put no queue rule in place: it has neither nft_queue nor nft_compat with \
-         xt_NFQUEUE; load one of them (modprobe nft_queue)"
+         xt_NFQUEUE; load one of them (modprobe nft_queue; the bridge family needs that one)"
     )]
     NoRuleSupport,
+    /// The kernel has no `ct` expression of nft, or none that knows connection marks; for the bridge family,
+    /// no connection tracking there.
+    #[error(
+        "the kernel cannot remember decisions about flows: it has no nft_ct with connection marks (and \
+         for the bridge family nf_conntrack_bridge); load it (modprobe nft_ct) or leave the flow bypass out"
+    )]
+    NoFlowSupport,
     /// The kernel refused for another reason.
     #[error("{operation}: the kernel refused with {errno}{}", text(explanation.as_ref()))]
     Refused {
@@ -167,9 +175,10 @@ impl From<Error> for io::Error {
             Error::AckTimeout { .. } | Error::Expired => io::ErrorKind::TimedOut,
             Error::QueueTaken { .. } => io::ErrorKind::AddrInUse,
             Error::NoCapability { .. } => io::ErrorKind::PermissionDenied,
-            Error::NoQueueSupport | Error::FlagsRefused { .. } | Error::NoRuleSupport => {
-                io::ErrorKind::Unsupported
-            }
+            Error::NoQueueSupport
+            | Error::FlagsRefused { .. }
+            | Error::NoRuleSupport
+            | Error::NoFlowSupport => io::ErrorKind::Unsupported,
             Error::Stopped => io::ErrorKind::Other,
             Error::Closed => io::ErrorKind::NotConnected,
             Error::InvalidQueue(_) | Error::InvalidRule(_) | Error::Encode(_) => {

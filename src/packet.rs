@@ -15,6 +15,7 @@ use crate::checksum::Completion;
 use crate::display;
 use crate::edit::EditMode;
 use crate::error::EditError;
+use crate::flow::FlowBypass;
 use crate::hook::{Family, Hook};
 use crate::retained::RetainedPacket;
 use crate::slot::Slot;
@@ -117,6 +118,27 @@ impl<'a> Packet<'a> {
             self.slot.edit = Some(edit);
         }
         Ok(())
+    }
+
+    /// Accepts the packet, with its changes, and with it all later packets of its flow, both
+    /// directions: they do not come up any more. The bits of [`FlowBypass::marks`] in the mark tell the kernel;
+    /// they do not stay there. What counts as a flow, and when one comes up again, is told in the module `rules`.
+    #[expect(clippy::must_use_candidate, reason = "only a closure needs the proof")]
+    pub fn accept_flow(mut self, bypass: FlowBypass) -> Decided<'a> {
+        self.set_mark(bypass.accepting(self.mark()));
+        self.accept()
+    }
+
+    /// Drops the packet and with it all later packets of its flow, both directions: they do not come up any
+    /// more, except that the first packet of a new flow is dropped without being remembered.
+    ///
+    /// The verdict is not a drop but an accept that the rules behind the queue turn into one. **Where they are
+    /// missing the packet passes**: `bypass` must be that of the rules which queued this packet, and they must
+    /// still be installed.
+    #[expect(clippy::must_use_candidate, reason = "only a closure needs the proof")]
+    pub fn drop_flow(mut self, bypass: FlowBypass) -> Decided<'a> {
+        self.set_mark(bypass.dropping(self.mark()));
+        self.accept()
     }
 
     packet_methods!();

@@ -16,6 +16,7 @@ use crate::deadlines::Claim;
 use crate::display;
 use crate::edit::EditMode;
 use crate::error::{EditError, Error};
+use crate::flow::FlowBypass;
 use crate::hook::{Family, Hook};
 use crate::slot::Slot;
 use crate::verdicts::{Answer, Datagram, Form, L2Header};
@@ -82,6 +83,28 @@ impl RetainedPacket {
         }
     }
 
+    /// As [`Packet::accept_flow`](crate::Packet::accept_flow): one `sendmsg`.
+    ///
+    /// # Errors
+    ///
+    /// As [`RetainedPacket::verdict`]; the packet comes back with the mark that it had.
+    #[expect(clippy::result_large_err, reason = "a failure gives the packet back")]
+    pub fn accept_flow(self, bypass: FlowBypass) -> Result<(), NotSent> {
+        let mark = bypass.accepting(self.mark());
+        self.accept_marked(mark)
+    }
+
+    /// As [`Packet::drop_flow`](crate::Packet::drop_flow), which tells what it relies on: one `sendmsg`.
+    ///
+    /// # Errors
+    ///
+    /// As [`RetainedPacket::verdict`]; the packet comes back with the mark that it had.
+    #[expect(clippy::result_large_err, reason = "a failure gives the packet back")]
+    pub fn drop_flow(self, bypass: FlowBypass) -> Result<(), NotSent> {
+        let mark = bypass.dropping(self.mark());
+        self.accept_marked(mark)
+    }
+
     /// Sets the time after which the packet gets the queue's default verdict, or takes it away. A verdict
     /// that comes later fails with [`Error::Expired`].
     ///
@@ -120,6 +143,16 @@ impl RetainedPacket {
     }
 
     packet_methods!();
+
+    #[expect(clippy::result_large_err, reason = "a failure gives the packet back")]
+    fn accept_marked(mut self, mark: u32) -> Result<(), NotSent> {
+        let before = self.slot.mark.replace(mark);
+        self.accept().map_err(|mut not_sent| {
+            // Whatever is said next must not be taken for a decision about the flow.
+            not_sent.packet.slot.mark = before;
+            not_sent
+        })
+    }
 
     fn register(&self, at: Instant) -> Deadline {
         let (claim, is_next) = self.binding.deadlines().set(at, self.queue(), self.id());

@@ -1,5 +1,5 @@
 //! Rules in the kernel's terms: a list of nft expressions that load a value into a register and
-//! compare it, and one last expression that queues.
+//! compare it, and one last expression that queues or does something else.
 //!
 //! Registers hold what the packet holds: ports in network order, but marks and interface names as
 //! the host keeps them.
@@ -8,8 +8,8 @@ use std::array;
 
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
-    Bitwise, Cmp, DataAttribute, ExpressionAttribute, Expressions, ListAttribute, Meta, MetaKey,
-    Operator, Payload, Register,
+    Bitwise, Cmp, DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute, Meta,
+    MetaKey, Operator, Payload, Register, Verdict, VerdictAttribute,
 };
 
 use super::Mechanism;
@@ -24,6 +24,17 @@ const NFTA_QUEUE_NUM: u16 = 1;
 const NFTA_QUEUE_TOTAL: u16 = 2;
 /// `NFT_QUEUE_FLAG_*`.
 const NFTA_QUEUE_FLAGS: u16 = 3;
+
+// linux/netfilter/nf_tables.h: enum nft_ct_attributes, all be32
+
+/// The register that is written.
+const NFTA_CT_DREG: u16 = 1;
+/// `NFT_CT_*`: what is loaded or set.
+const NFTA_CT_KEY: u16 = 2;
+/// The register that is read.
+const NFTA_CT_SREG: u16 = 4;
+/// The mark of the packet's conntrack entry. Loading it ends the rule where there is no entry.
+const NFT_CT_MARK: u32 = 3;
 
 // linux/netfilter/nf_tables_compat.h: enum nft_target_attributes
 
@@ -52,6 +63,10 @@ const SOURCE_PORT_OFFSET: u32 = 0;
 const DESTINATION_PORT_OFFSET: u32 = 2;
 const PORT_LEN: u32 = 2;
 const MARK_LEN: u32 = 4;
+
+// linux/netfilter.h
+const NF_DROP: u32 = 0;
+const NF_ACCEPT: u32 = 1;
 
 /// The register everything is compared in: 16 bytes, enough for an interface name.
 const REGISTER: Register = Register::Reg1;
@@ -83,9 +98,13 @@ fn matches(matches: &Matches) -> Vec<Expressions> {
     if let Some(Mark { value, mask }) = matches.mark {
         out.push(meta(MetaKey::Mark));
         if mask != u32::MAX {
-            out.push(masked(mask));
+            out.push(mask_and_flip(mask, 0));
         }
         out.push(equals(value.to_ne_bytes().to_vec()));
+    }
+    if let Some(ethertype) = matches.ethertype {
+        out.push(meta(MetaKey::EtherTypeProtocol));
+        out.push(equals(ethertype.to_be_bytes().to_vec()));
     }
     if let Some(protocol) = matches.protocol {
         out.extend([meta(MetaKey::L4Proto), equals(vec![protocol.0])]);
@@ -106,8 +125,12 @@ fn interface(name: &str) -> Vec<u8> {
     padded.to_vec()
 }
 
-fn meta(key: MetaKey) -> Expressions {
+pub(super) fn meta(key: MetaKey) -> Expressions {
     Expressions::Meta(vec![Meta::DestinationRegister(REGISTER), Meta::Key(key)])
+}
+
+pub(super) fn set_meta(key: MetaKey) -> Expressions {
+    Expressions::Meta(vec![Meta::Key(key), Meta::SourceRegister(REGISTER)])
 }
 
 fn transport(offset: u32) -> Expressions {
@@ -119,22 +142,59 @@ fn transport(offset: u32) -> Expressions {
     ])
 }
 
-/// register = (register & mask) ^ 0
-fn masked(mask: u32) -> Expressions {
+/// mark = (mark & mask) ^ xor
+pub(super) fn mask_and_flip(mask: u32, xor: u32) -> Expressions {
     Expressions::Bitwise(vec![
         Bitwise::SourceRegister(REGISTER),
         Bitwise::DestinationRegister(REGISTER),
         Bitwise::Length(MARK_LEN),
         Bitwise::Mask(DataAttribute::Value(mask.to_ne_bytes().to_vec())),
-        Bitwise::Xor(DataAttribute::Value(vec![0; 4])),
+        Bitwise::Xor(DataAttribute::Value(xor.to_ne_bytes().to_vec())),
     ])
 }
 
 fn equals(value: Vec<u8>) -> Expressions {
+    compare(Operator::Equal, value)
+}
+
+pub(super) fn compare(operator: Operator, value: Vec<u8>) -> Expressions {
     Expressions::Cmp(vec![
         Cmp::SourceRegister(REGISTER),
-        Cmp::Op(Operator::Equal),
+        Cmp::Op(operator),
         Cmp::Data(DataAttribute::Value(value)),
+    ])
+}
+
+pub(super) fn ct_mark() -> Expressions {
+    ct(NFTA_CT_DREG)
+}
+
+pub(super) fn set_ct_mark() -> Expressions {
+    ct(NFTA_CT_SREG)
+}
+
+fn ct(register: u16) -> Expressions {
+    let be32 = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+    Expressions::Other {
+        expression_type: "ct".to_owned(),
+        attributes: vec![be32(NFTA_CT_KEY, NFT_CT_MARK), be32(register, REGISTER.into())],
+    }
+}
+
+/// Ends the chain, not the packet's way.
+pub(super) fn accept() -> Expressions {
+    verdict(NF_ACCEPT)
+}
+
+pub(super) fn drop() -> Expressions {
+    verdict(NF_DROP)
+}
+
+fn verdict(code: u32) -> Expressions {
+    let code = VerdictAttribute::Code(Verdict::Other(code));
+    Expressions::Immediate(vec![
+        Immediate::DestinationRegister(Register::Verdict),
+        Immediate::Data(DataAttribute::Verdict(vec![code])),
     ])
 }
 
@@ -167,7 +227,7 @@ fn xt_nfqueue(first: u16, total: u16, flags: u16) -> Expressions {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::rules::Protocol;
     use netfilterqueue_protocol::attribute::{Attribute, Attributes};
@@ -178,13 +238,16 @@ mod tests {
     const NFTA_EXPR_DATA: u16 = 2;
 
     /// An expression's name, and the number and value of each of its attributes.
-    type Named = (String, Vec<(u16, Vec<u8>)>);
+    pub(in crate::rules) type Named = (String, Vec<(u16, Vec<u8>)>);
+
+    fn encoded(rule: &Rule, mechanism: Mechanism) -> Vec<Named> {
+        encoded_list(&super::rule(rule, mechanism).expect("a valid rule"))
+    }
 
     /// Encodes and takes apart again with our own reader.
-    fn encoded(rule: &Rule, mechanism: Mechanism) -> Vec<Named> {
-        let list = super::rule(rule, mechanism).expect("a valid rule");
-        let mut bytes = vec![0xa5; list.as_slice().buffer_len()];
-        list.as_slice().emit(&mut bytes);
+    pub(in crate::rules) fn encoded_list(list: &[Expression]) -> Vec<Named> {
+        let mut bytes = vec![0xa5; list.buffer_len()];
+        list.emit(&mut bytes);
         Attributes::new(&bytes)
             .map(|element| {
                 let element = element.expect("a list element");
@@ -197,17 +260,20 @@ mod tests {
             .collect()
     }
 
-    /// `NFTA_DATA_VALUE` is unwrapped.
+    /// `NFTA_DATA_VALUE` is unwrapped, and so is the code of `NFTA_DATA_VERDICT`.
     fn flat(attribute: &Attribute<'_>) -> (u16, Vec<u8>) {
-        let value = if attribute.is_nested() {
-            attribute.nested().last_of(1).expect("NFTA_DATA_VALUE").value()
-        } else {
+        let value = if !attribute.is_nested() {
             attribute.value()
+        } else if let Some(value) = attribute.nested().last_of(1) {
+            value.value()
+        } else {
+            let verdict = attribute.nested().last_of(2).expect("NFTA_DATA_VERDICT");
+            verdict.nested().last_of(1).expect("NFTA_VERDICT_CODE").value()
         };
         (attribute.kind(), value.to_vec())
     }
 
-    fn be32(value: u32) -> Vec<u8> {
+    pub(in crate::rules) fn be32(value: u32) -> Vec<u8> {
         value.to_be_bytes().to_vec()
     }
 

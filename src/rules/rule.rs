@@ -2,8 +2,9 @@
 
 use std::ops::RangeInclusive;
 
-use super::{Hook, Protocol};
+use super::{Family, Hook, Protocol};
 use crate::error::Error;
+use crate::ip::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 
 /// `IFNAMSIZ`, the length of an interface name with its NUL.
 const INTERFACE_NAME_MAX: usize = 16;
@@ -34,6 +35,7 @@ pub(super) struct Matches {
     pub(super) input_interface: Option<String>,
     pub(super) output_interface: Option<String>,
     pub(super) mark: Option<Mark>,
+    pub(super) ethertype: Option<u16>,
     pub(super) protocol: Option<Protocol>,
     pub(super) source_port: Option<u16>,
     pub(super) destination_port: Option<u16>,
@@ -73,6 +75,13 @@ impl Rule {
         self
     }
 
+    /// Only frames of this ethertype (host order): 0x0800 IPv4, 0x86dd IPv6, 0x0806 ARP; behind a VLAN tag
+    /// the inner one. Of use in [`Family::BRIDGE`]; the other families know no others than the first two.
+    pub fn ethertype(mut self, ethertype: u16) -> Self {
+        self.matches.ethertype = Some(ethertype);
+        self
+    }
+
     /// Only packets of this protocol. IPv6 extension headers are skipped to find it.
     pub fn protocol(mut self, protocol: Protocol) -> Self {
         self.matches.protocol = Some(protocol);
@@ -97,14 +106,16 @@ impl Rule {
 
     /// Only packets that came in through this interface: its exact name, 1 to 15 bytes. It need not
     /// exist yet. Never matches at [`Hook::OUTPUT`], where it is refused, nor at
-    /// [`Hook::POSTROUTING`] packets that this host made.
+    /// [`Hook::POSTROUTING`] packets that this host made. In [`Family::BRIDGE`] it is the bridge's port, and
+    /// refused at [`Hook::POSTROUTING`] too.
     pub fn input_interface(mut self, name: impl Into<String>) -> Self {
         self.matches.input_interface = Some(name.into());
         self
     }
 
     /// Only packets that will leave through this interface: its exact name, 1 to 15 bytes. It need
-    /// not exist yet. Refused at [`Hook::PREROUTING`] and [`Hook::INPUT`], where none is known.
+    /// not exist yet. Refused at [`Hook::PREROUTING`] and [`Hook::INPUT`], where none is known. In
+    /// [`Family::BRIDGE`] it is the bridge's port.
     pub fn output_interface(mut self, name: impl Into<String>) -> Self {
         self.matches.output_interface = Some(name.into());
         self
@@ -133,17 +144,17 @@ impl Rule {
     }
 
     /// Finds what the kernel would refuse without a word, or accept and never match.
-    pub(super) fn check(&self, hook: Hook) -> Result<(), Error> {
+    pub(super) fn check(&self, family: Family, hook: Hook) -> Result<(), Error> {
         self.queue_count()?;
-        if hook > Hook::POSTROUTING {
-            return Err(Error::InvalidRule("packets can be queued at hooks 0 to 4 only"));
-        }
         let matches = &self.matches;
         let has_ports = matches.protocol.is_some_and(Protocol::has_ports);
         if (matches.source_port.is_some() || matches.destination_port.is_some()) && !has_ports {
             return Err(Error::InvalidRule(
                 "a port needs a protocol that has ports: TCP, UDP, UDP-Lite, SCTP or DCCP",
             ));
+        }
+        if matches.ethertype.is_some_and(|ethertype| !carries(family, ethertype)) {
+            return Err(Error::InvalidRule("the family has no packets of that ethertype"));
         }
         if matches.mark.is_some_and(|mark| mark.value & !mark.mask != 0) {
             return Err(Error::InvalidRule("the mark has bits outside its mask"));
@@ -158,6 +169,14 @@ impl Rule {
                 "packets at the output hook came in through no interface",
             ));
         }
+        // The kernel does not hand it on to there, other than with routed packets.
+        if matches.input_interface.is_some()
+            && (family, hook) == (Family::BRIDGE, Hook::POSTROUTING)
+        {
+            return Err(Error::InvalidRule(
+                "at the postrouting hook of the bridge family no input interface is known",
+            ));
+        }
         if matches.output_interface.is_some() && matches!(hook, Hook::PREROUTING | Hook::INPUT) {
             return Err(Error::InvalidRule(
                 "at the prerouting and input hooks no output interface is known",
@@ -167,12 +186,26 @@ impl Rule {
     }
 }
 
+/// Whether a family has packets of an ethertype.
+const fn carries(family: Family, ethertype: u16) -> bool {
+    match family {
+        Family::BRIDGE => true,
+        Family::IPV4 => ethertype == ETHERTYPE_IPV4,
+        Family::IPV6 => ethertype == ETHERTYPE_IPV6,
+        _ => matches!(ethertype, ETHERTYPE_IPV4 | ETHERTYPE_IPV6),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn refusal(rule: &Rule, hook: Hook) -> &'static str {
-        match rule.check(hook) {
+        refusal_in(Family::INET, rule, hook)
+    }
+
+    fn refusal_in(family: Family, rule: &Rule, hook: Hook) -> &'static str {
+        match rule.check(family, hook) {
             Err(Error::InvalidRule(reason)) => reason,
             other => panic!("not refused: {other:?}"),
         }
@@ -182,7 +215,7 @@ mod tests {
     fn ports_need_a_protocol_that_has_them() {
         for protocol in [6, 17, 33, 132, 136] {
             let rule = Rule::queue(1).protocol(Protocol(protocol)).source_port(1);
-            assert!(rule.check(Hook::INPUT).is_ok(), "{protocol}");
+            assert!(rule.check(Family::INET, Hook::INPUT).is_ok(), "{protocol}");
         }
         for rule in [
             Rule::queue(1).source_port(1),
@@ -199,7 +232,12 @@ mod tests {
             let rule = Rule::queue(1).input_interface(name);
             assert!(refusal(&rule, Hook::INPUT).starts_with("the name"), "{name:?}");
         }
-        assert!(Rule::queue(1).input_interface("fifteen-bytes15").check(Hook::INPUT).is_ok());
+        assert!(
+            Rule::queue(1)
+                .input_interface("fifteen-bytes15")
+                .check(Family::INET, Hook::INPUT)
+                .is_ok()
+        );
     }
 
     #[test]
@@ -213,8 +251,31 @@ mod tests {
             (Hook::OUTPUT, false, true),
             (Hook::POSTROUTING, true, true),
         ] {
-            assert_eq!(input.check(hook).is_ok(), input_ok, "{hook:?}");
-            assert_eq!(output.check(hook).is_ok(), output_ok, "{hook:?}");
+            assert_eq!(input.check(Family::INET, hook).is_ok(), input_ok, "{hook:?}");
+            assert_eq!(output.check(Family::INET, hook).is_ok(), output_ok, "{hook:?}");
+        }
+    }
+
+    #[test]
+    fn bridged_frames_at_postrouting_have_forgotten_where_they_came_from() {
+        let rule = Rule::queue(1).input_interface("left");
+        assert!(rule.check(Family::BRIDGE, Hook::FORWARD).is_ok());
+        let reason = refusal_in(Family::BRIDGE, &rule, Hook::POSTROUTING);
+        assert!(reason.contains("bridge"), "{reason}");
+    }
+
+    #[test]
+    fn ethertypes_are_those_of_the_family() {
+        for (family, [ipv4, ipv6, arp]) in [
+            (Family::INET, [true, true, false]),
+            (Family::IPV4, [true, false, false]),
+            (Family::IPV6, [false, true, false]),
+            (Family::BRIDGE, [true, true, true]),
+        ] {
+            for (ethertype, ok) in [(0x0800, ipv4), (0x86dd, ipv6), (0x0806, arp)] {
+                let rule = Rule::queue(1).ethertype(ethertype);
+                assert_eq!(rule.check(family, Hook::FORWARD).is_ok(), ok, "{family} {ethertype:x}");
+            }
         }
     }
 
@@ -230,8 +291,8 @@ mod tests {
 
     #[test]
     fn a_mark_stays_within_its_mask() {
-        assert!(Rule::queue(1).mark(0).check(Hook::INPUT).is_ok());
-        assert!(Rule::queue(1).mark_masked(0x10, 0xf0).check(Hook::INPUT).is_ok());
+        assert!(Rule::queue(1).mark(0).check(Family::INET, Hook::INPUT).is_ok());
+        assert!(Rule::queue(1).mark_masked(0x10, 0xf0).check(Family::INET, Hook::INPUT).is_ok());
         assert!(refusal(&Rule::queue(1).mark_masked(0x11, 0xf0), Hook::INPUT).contains("mask"));
     }
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use netfilterqueue::Queue;
-use netfilterqueue::rules::{Hook, Rule, Rules};
+use netfilterqueue::rules::{Family, FlowMarks, Hook, Rule, Rules};
 use netfilterqueue_netns::{Error, Namespace, enter_user_namespace, stay_if_resident};
 
 /// A test that hangs is ended as failed after this long.
@@ -73,7 +73,11 @@ fn load_modules() {
     let _ = namespace.vlan("left", "tagged", 1);
     namespace.run(|| {
         let _ = Queue::builder(0).bind();
-        let _ = Rules::new(Hook::INPUT).rule(Rule::queue(0).mark_masked(0, 1)).install();
+        let rules = Rules::new(Hook::INPUT).rule(Rule::queue(0).mark_masked(0, 1));
+        let _ = rules.clone().install();
+        let rules = rules.flow_bypass(FlowMarks::default());
+        let _ = rules.clone().install();
+        let _ = rules.family(Family::BRIDGE).install();
     });
 }
 

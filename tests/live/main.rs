@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+mod bridge_rules;
 mod captures;
 mod closing;
 mod completed;
@@ -10,6 +11,9 @@ mod crafted;
 mod edits;
 mod errors;
 mod failures;
+mod flow;
+mod flow_connections;
+mod flow_rules;
 mod harness;
 mod held;
 mod lifecycle;
@@ -47,6 +51,10 @@ fn main() -> ExitCode {
         &failures::TESTS[..],
         &performance::TESTS[..],
         &rules::TESTS[..],
+        &bridge_rules::TESTS[..],
+        &flow::TESTS[..],
+        &flow_connections::TESTS[..],
+        &flow_rules::TESTS[..],
         &netns::TESTS[..],
     ];
     harness::main(&tests.concat())

@@ -21,7 +21,7 @@ use crate::support::{
 };
 use crate::{Test, tests};
 
-pub const TESTS: [Test; 16] = tests![
+pub const TESTS: [Test; 17] = tests![
     every_hook_in_every_family_queues_its_packets_only,
     ports_and_protocols_match,
     interfaces_match,
@@ -38,12 +38,13 @@ pub const TESTS: [Test; 16] = tests![
     a_killed_process_leaves_no_rules,
     a_child_process_does_not_inherit_the_rules,
     what_cannot_be_expressed_is_refused,
+    ethertypes_match,
 ];
 
 const HOOKS: [Hook; 5] =
     [Hook::PREROUTING, Hook::INPUT, Hook::FORWARD, Hook::OUTPUT, Hook::POSTROUTING];
 
-fn udp_rule(number: u16) -> Rule {
+pub fn udp_rule(number: u16) -> Rule {
     Rule::queue(number).protocol(Protocol::UDP)
 }
 
@@ -53,7 +54,7 @@ fn install(hook: Hook, rule: Rule) -> InstalledRules {
 
 /// Sends a datagram and tells whether it came through the queue, and at which hook and family if so; else
 /// it has arrived on its own. Accepted, it arrives as well.
-fn queued_at(queue: &mut Queue, udp: &UdpPair) -> Option<(Hook, Family)> {
+pub fn queued_at(queue: &mut Queue, udp: &UdpPair) -> Option<(Hook, Family)> {
     udp.send(b"?");
     udp.receiver.set_nonblocking(true).unwrap();
     queue.set_nonblocking(true);
@@ -447,6 +448,10 @@ fn what_cannot_be_expressed_is_refused(_: &Namespace) {
     refused(Hook::OUTPUT, Rule::queue(1).input_interface("lo"));
     refused(Hook::OUTPUT, Rule::queue(1).mark_masked(2, 1));
     refused(Hook::OUTPUT, Rule::queues(0..=u16::MAX));
+    refused(Hook::FORWARD, Rule::queue(1).ethertype(0x0806));
+    refused(Hook(5), Rule::queue(1));
+    let error = Rules::new(Hook::INPUT).family(Family(99)).rule(udp_rule(1)).install();
+    assert!(matches!(error, Err(Error::InvalidRule(_))), "{error:?}");
     let many = (0..2000).fold(Rules::new(Hook::OUTPUT), |rules, _| rules.rule(udp_rule(1)));
     let error = many.install().unwrap_err();
     assert!(matches!(error, Error::InvalidRule(_)), "{error}");
@@ -454,4 +459,17 @@ fn what_cannot_be_expressed_is_refused(_: &Namespace) {
     let udp = UdpPair::new(V4);
     udp.send(b"passes");
     assert_eq!(udp.receive_all(1), [b"passes"]);
+}
+
+fn ethertypes_match(_: &Namespace) {
+    let mut queue = Queue::builder(1).bind().unwrap();
+    for (address, own, other) in [(V4, 0x0800, 0x86dd), (V6, 0x86dd, 0x0800)] {
+        let udp = UdpPair::new(address);
+        for hook in [Hook::PREROUTING, Hook::INPUT, Hook::OUTPUT, Hook::POSTROUTING] {
+            for (ethertype, expected) in [(own, true), (other, false)] {
+                let _rules = install(hook, udp_rule(1).ethertype(ethertype));
+                assert_eq!(is_queued(&mut queue, &udp), expected, "{hook} {ethertype:#06x}");
+            }
+        }
+    }
 }

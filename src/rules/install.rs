@@ -1,0 +1,379 @@
+//! Rules to install, and the ways to do it that kernels may leave.
+
+use std::{iter, process};
+
+use netlink_packet_netfilter::NetfilterProtoFamily;
+use nix::errno::Errno;
+
+use super::expressions::{self, Expression};
+use super::installed::{ChainRules, InstalledRules};
+use super::transaction::{Connection, Failure, Request};
+use super::{Mechanism, Rule, flow, requests};
+use crate::error::Error;
+use crate::flow::{FlowBypass, FlowMarks};
+use crate::hook::{Family, Hook};
+
+/// How many names are tried for the table; one is enough unless a killed process left its own.
+const NAMES: u32 = 16;
+
+/// `NF_IP_PRI_CONNTRACK`: where packets get their conntrack entry.
+const CONNTRACK_PRIORITY: i32 = -200;
+
+/// Rules to install: one base chain at one hook.
+///
+/// They are tried in the order given; the first that matches queues the packet, and what none matches
+/// goes on. An accepted packet goes on behind this chain: the later rules do not see it.
+#[derive(Debug, Clone)]
+#[must_use = "rules do nothing until they are installed"]
+pub struct Rules {
+    hook: Hook,
+    family: Family,
+    priority: i32,
+    rules: Vec<Rule>,
+    flow_marks: Option<FlowMarks>,
+}
+
+impl Rules {
+    /// No rules yet, at `hook`, for IPv4 and IPv6, at priority 0.
+    pub const fn new(hook: Hook) -> Self {
+        Self { hook, family: Family::INET, priority: 0, rules: Vec::new(), flow_marks: None }
+    }
+
+    /// For which IP versions, or for bridged frames. [`Family::INET`] unless set. Others cannot be queued.
+    pub const fn family(mut self, family: Family) -> Self {
+        self.family = family;
+        self
+    }
+
+    /// The place among everything else at the hook, lower is earlier; any number. 0 unless set.
+    ///
+    /// | priority | what the kernel and iptables do there |
+    /// | --- | --- |
+    /// | -400 | defragmentation (with connection tracking) |
+    /// | -300 | `raw` |
+    /// | -200 | connection tracking begins |
+    /// | -150 | `mangle` |
+    /// | -100 | destination NAT (prerouting, output) |
+    /// | 0 | `filter` |
+    /// | 50 | `security` |
+    /// | 100 | source NAT (input, postrouting) |
+    /// | 300 | connection tracking helpers |
+    ///
+    /// Do not rely on an order among chains of equal priority.
+    pub const fn priority(mut self, priority: i32) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// Adds a rule behind those already given. Some hundreds fit in one transaction.
+    pub fn rule(mut self, rule: Rule) -> Self {
+        self.rules.push(rule);
+        self
+    }
+
+    /// Lets the program decide about whole flows: [`Packet::accept_flow`](crate::Packet::accept_flow) and
+    /// [`Packet::drop_flow`](crate::Packet::drop_flow). Adds a second chain, at the priority behind the first;
+    /// see [the module](super#flow-bypass).
+    ///
+    /// The lowest priorities at the prerouting and output hooks, up to -200, are too early for it, where
+    /// connection tracking has not seen the packet, and the highest one has none behind it.
+    pub const fn flow_bypass(mut self, marks: FlowMarks) -> Self {
+        self.flow_marks = Some(marks);
+        self
+    }
+
+    /// Installs the rules in the network namespace of the calling thread, all of them or none.
+    ///
+    /// Queue first, rules second: bind the queue before, so that no packet finds it without a
+    /// listener.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::InvalidRule`]: there is no rule, too many, or one that cannot be expressed.
+    /// - [`Error::NoCapability`]: `CAP_NET_ADMIN` is missing.
+    /// - [`Error::NoRuleSupport`]: the kernel has no `nf_tables`, or it has neither `nft_queue` nor
+    ///   `nft_compat` with `xt_NFQUEUE`; for [`Family::BRIDGE`] only `nft_queue` will do.
+    /// - [`Error::NoFlowSupport`]: the kernel cannot keep what is decided about flows.
+    /// - [`Error::Refused`]: the kernel refused for another reason.
+    /// - [`Error::AckTimeout`], [`Error::System`]: the kernel could not be asked.
+    pub fn install(self) -> Result<InstalledRules, Error> {
+        self.check()?;
+        let family = NetfilterProtoFamily::from(self.family.0);
+        let mut connection = Connection::open()?;
+        let mut attempt = Attempt::first(self.family);
+        loop {
+            let table = attempt.table(connection.port());
+            let plan = self.plan(&table, attempt)?;
+            match connection.commit(family, plan.requests()) {
+                Ok(()) => {
+                    let bypass = self.flow_marks.map(FlowBypass::assume_installed);
+                    let rules = plan.queue_chain;
+                    let installed =
+                        InstalledRules::new(connection, family, attempt, table, rules, bypass);
+                    return Ok(installed);
+                }
+                Err(failure) => attempt = attempt.after(&plan, failure)?,
+            }
+        }
+    }
+
+    /// Finds what the kernel would refuse without a word, or accept and never match.
+    fn check(&self) -> Result<(), Error> {
+        if self.rules.is_empty() {
+            return Err(Error::InvalidRule("there is no rule to install"));
+        }
+        if !matches!(self.family, Family::INET | Family::IPV4 | Family::IPV6 | Family::BRIDGE) {
+            return Err(Error::InvalidRule(
+                "packets can be queued in the families inet, ip, ip6 and bridge only",
+            ));
+        }
+        if self.hook > Hook::POSTROUTING {
+            return Err(Error::InvalidRule("packets can be queued at hooks 0 to 4 only"));
+        }
+        if self.flow_marks.is_some() {
+            let is_first = matches!(self.hook, Hook::PREROUTING | Hook::OUTPUT);
+            if is_first && self.priority <= CONNTRACK_PRIORITY {
+                return Err(Error::InvalidRule(
+                    "flow bypass at the prerouting and output hooks needs a priority above -200, \
+                     where connection tracking begins",
+                ));
+            }
+            if self.priority == i32::MAX {
+                return Err(Error::InvalidRule("flow bypass needs a priority with one behind it"));
+            }
+        }
+        self.rules.iter().try_for_each(|rule| rule.check(self.family, self.hook))
+    }
+
+    fn plan(&self, table: &str, attempt: Attempt) -> Result<Plan, Error> {
+        let rules = |chain, rules: Vec<Vec<Expression>>| {
+            rules.into_iter().map(|rule| requests::new_rule(table, chain, rule)).collect()
+        };
+        let chain = |name, priority| requests::new_chain(table, name, self.hook, priority);
+        let queueing: Result<_, _> =
+            self.rules.iter().map(|rule| expressions::rule(rule, attempt.mechanism)).collect();
+        let mut plan = Plan {
+            table: requests::new_table(table, attempt.owned),
+            chains: vec![chain(requests::QUEUE, self.priority)],
+            remember: Vec::new(),
+            queue_chain: ChainRules {
+                decided: Vec::new(),
+                queueing: rules(requests::QUEUE, queueing?),
+            },
+        };
+        if let Some(marks) = self.flow_marks {
+            plan.chains.push(chain(requests::REMEMBER, self.priority + 1));
+            plan.remember = rules(requests::REMEMBER, flow::remember(marks).into());
+            plan.queue_chain.decided = rules(requests::QUEUE, flow::decided(marks).into());
+        }
+        Ok(plan)
+    }
+}
+
+/// The transaction that installs, by what its messages are for.
+struct Plan {
+    table: Request,
+    chains: Vec<Request>,
+    remember: Vec<Request>,
+    queue_chain: ChainRules,
+}
+
+/// What a refused message was for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Table,
+    Chain,
+    Flow,
+    Queue,
+}
+
+impl Plan {
+    fn requests(&self) -> Vec<Request> {
+        self.parts().map(|(_, request)| request.clone()).collect()
+    }
+
+    fn part(&self, place: usize) -> Option<Part> {
+        self.parts().nth(place).map(|(part, _)| part)
+    }
+
+    /// In their order.
+    fn parts(&self) -> impl Iterator<Item = (Part, &Request)> {
+        let ChainRules { decided, queueing } = &self.queue_chain;
+        iter::once((Part::Table, &self.table))
+            .chain(self.chains.iter().map(|request| (Part::Chain, request)))
+            .chain(self.remember.iter().map(|request| (Part::Flow, request)))
+            .chain(decided.iter().map(|request| (Part::Flow, request)))
+            .chain(queueing.iter().map(|request| (Part::Queue, request)))
+    }
+}
+
+/// One way to install; a refusal leads to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Attempt {
+    name: u32,
+    pub(super) owned: bool,
+    pub(super) mechanism: Mechanism,
+    /// What is left to try.
+    fallback: Option<Mechanism>,
+}
+
+impl Attempt {
+    const fn first(family: Family) -> Self {
+        let fallback = match family {
+            // nft_compat knows no such target there.
+            Family::BRIDGE => None,
+            _ => Some(Mechanism::XtNfqueue),
+        };
+        Self { name: 0, owned: true, mechanism: Mechanism::NftQueue, fallback }
+    }
+
+    /// Unique among living processes by the socket's port id, and telling an administrator which
+    /// process it is.
+    fn table(self, port: u32) -> String {
+        let process = process::id();
+        let number = if self.name == 0 { String::new() } else { format!("-{}", self.name) };
+        format!("netfilterqueue-{process}-{port:x}{number}")
+    }
+
+    fn after(self, plan: &Plan, failure: Failure) -> Result<Self, Error> {
+        let Failure::Refused { request: Some(request), errno, .. } = failure else {
+            return Err(failure.into());
+        };
+        match (plan.part(request), errno) {
+            (Some(Part::Table), Errno::EEXIST) if self.name + 1 < NAMES => {
+                Ok(Self { name: self.name + 1, ..self })
+            }
+            // Kernels before 5.12 do not know the owner flag.
+            (Some(Part::Table), Errno::EINVAL | Errno::EOPNOTSUPP) if self.owned => {
+                Ok(Self { owned: false, ..self })
+            }
+            // No base chains in this family.
+            (Some(Part::Chain), Errno::ENOENT) => Err(Error::NoRuleSupport),
+            // No nft_ct, one without marks, no nf_conntrack_bridge.
+            (Some(Part::Flow), Errno::ENOENT | Errno::EOPNOTSUPP | Errno::EPROTO) => {
+                Err(Error::NoFlowSupport)
+            }
+            (Some(Part::Queue), Errno::ENOENT) => match self.fallback {
+                Some(mechanism) => Ok(Self { mechanism, fallback: None, ..self }),
+                None => Err(Error::NoRuleSupport),
+            },
+            _ => Err(failure.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Table, two chains, five rules that remember, three that decide, two that queue.
+    fn plan() -> Plan {
+        let rules = Rules::new(Hook::INPUT).rule(Rule::queue(1)).rule(Rule::queue(2));
+        let attempt = Attempt::first(Family::INET);
+        rules.flow_bypass(FlowMarks::default()).plan("t", attempt).expect("a plan")
+    }
+
+    const TABLE: usize = 0;
+    const CHAIN: usize = 2;
+    const FLOW: [usize; 2] = [3, 10];
+    const QUEUE: [usize; 2] = [11, 12];
+
+    fn after(attempt: Attempt, request: usize, errno: Errno) -> Result<Attempt, Error> {
+        attempt
+            .after(&plan(), Failure::Refused { request: Some(request), errno, explanation: None })
+    }
+
+    #[test]
+    fn a_refusal_leads_to_the_next_attempt() {
+        let first = Attempt::first(Family::INET);
+        let after = |request, errno| after(first, request, errno).ok();
+        let unowned = Attempt { owned: false, ..first };
+        assert_eq!(after(TABLE, Errno::EOPNOTSUPP), Some(unowned));
+        assert_eq!(after(TABLE, Errno::EINVAL), Some(unowned));
+        let compat = Attempt { mechanism: Mechanism::XtNfqueue, fallback: None, ..first };
+        for request in QUEUE {
+            assert_eq!(after(request, Errno::ENOENT), Some(compat));
+        }
+        let renamed = Attempt { name: 1, ..first };
+        assert_eq!(after(TABLE, Errno::EEXIST), Some(renamed));
+        assert_ne!(first.table(5), renamed.table(5));
+    }
+
+    #[test]
+    fn attempts_come_to_an_end() {
+        let first = Attempt::first(Family::INET);
+        let last = Attempt {
+            name: NAMES - 1,
+            owned: false,
+            mechanism: Mechanism::XtNfqueue,
+            fallback: None,
+        };
+        for errno in [Errno::EEXIST, Errno::EINVAL, Errno::EOPNOTSUPP] {
+            assert!(matches!(
+                after(last, TABLE, errno),
+                Err(Error::Refused { errno: found, .. }) if found == errno
+            ));
+        }
+        let [queue, _] = QUEUE;
+        assert!(matches!(after(last, queue, Errno::ENOENT), Err(Error::NoRuleSupport)));
+        assert!(matches!(
+            after(first, queue, Errno::EPERM),
+            Err(Error::Refused { errno: Errno::EPERM, .. })
+        ));
+    }
+
+    #[test]
+    fn what_is_missing_is_told_by_what_was_refused() {
+        let first = Attempt::first(Family::INET);
+        for request in FLOW {
+            for errno in [Errno::ENOENT, Errno::EOPNOTSUPP, Errno::EPROTO] {
+                assert!(matches!(after(first, request, errno), Err(Error::NoFlowSupport)));
+            }
+        }
+        assert!(matches!(after(first, CHAIN, Errno::ENOENT), Err(Error::NoRuleSupport)));
+        let bridge = Attempt::first(Family::BRIDGE);
+        let [queue, _] = QUEUE;
+        assert!(matches!(after(bridge, queue, Errno::ENOENT), Err(Error::NoRuleSupport)));
+    }
+
+    fn refusal(rules: Rules) -> &'static str {
+        match rules.install() {
+            Err(Error::InvalidRule(reason)) => reason,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn nothing_to_install() {
+        assert!(refusal(Rules::new(Hook::INPUT)).contains("no rule"));
+        let rules = Rules::new(Hook::OUTPUT).rule(Rule::queue(1).input_interface("lo"));
+        assert!(refusal(rules).contains("interface"));
+    }
+
+    #[test]
+    fn only_some_families_and_hooks_queue() {
+        for number in [0, 3, 5, 12, 99] {
+            let rules = Rules::new(Hook::INPUT).family(Family(number)).rule(Rule::queue(1));
+            assert!(refusal(rules).contains("families"), "{number}");
+        }
+        for number in [5, 99] {
+            let rules = Rules::new(Hook(number)).rule(Rule::queue(1));
+            assert!(refusal(rules).contains("hooks"), "{number}");
+        }
+    }
+
+    #[test]
+    fn flow_bypass_needs_conntrack_before_and_a_chain_behind() {
+        let rules = |hook, priority| {
+            let rules = Rules::new(hook).priority(priority).rule(Rule::queue(1));
+            rules.flow_bypass(FlowMarks::default())
+        };
+        for hook in [Hook::PREROUTING, Hook::OUTPUT] {
+            assert!(refusal(rules(hook, -200)).contains("-200"), "{hook}");
+            assert!(rules(hook, -199).check().is_ok(), "{hook}");
+        }
+        assert!(rules(Hook::FORWARD, i32::MIN).check().is_ok());
+        assert!(refusal(rules(Hook::FORWARD, i32::MAX)).contains("behind"));
+        assert!(rules(Hook::FORWARD, i32::MAX - 1).check().is_ok());
+    }
+}
