@@ -22,6 +22,7 @@ use nix::sys::time::TimeVal;
 use crate::craft::{data, data_mut};
 use crate::edits::pattern;
 use crate::harness::{Test, tests};
+use crate::pcap::Pcap;
 use crate::support::{
     CLIENT_V4, CLIENT_V6, Judging, Peers, SERVER_V4, SERVER_V6, SOON, UdpPair, V4,
     internet_checksum, judge_while, queue_udp, receive_exactly,
@@ -59,6 +60,27 @@ impl Path {
         let queue = Queue::builder(1).gso(gso).bind().unwrap();
         let rule = Rule::queue(1).protocol(protocol).input_interface("left");
         Self { queue, _rules: Rules::new(Hook::FORWARD).rule(rule).install().unwrap() }
+    }
+}
+
+/// Everything that leaves for the server passes queue 2, which writes it down for the dissector, as it is on
+/// the wire.
+struct Recorder {
+    _judging: Judging,
+    _rules: InstalledRules,
+}
+
+impl Recorder {
+    fn start(name: &str) -> Self {
+        let mut pcap = Pcap::create(name);
+        let queue = Queue::builder(2).gso(false).bind().unwrap();
+        let judging = Judging::start(queue, move |packet| {
+            pcap.packet(packet.payload());
+            packet.accept()
+        });
+        let rule = Rule::queue(2).output_interface("right");
+        let rules = Rules::new(Hook::POSTROUTING).rule(rule).install().unwrap();
+        Self { _judging: judging, _rules: rules }
     }
 }
 
@@ -106,6 +128,7 @@ fn for_all_cases(mut case: impl FnMut((IpAddr, IpAddr), bool, &[u8])) {
 
 fn udp_of_any_length(router: &Namespace) {
     let peers = Peers::of(router);
+    let _recorder = Recorder::start("completed-udp");
     for_all_cases(|(client, server), gso, new| {
         let mut path = Path::new(Protocol::UDP, gso);
         let udp = UdpPair::between((&peers.client, client), (&peers.server, server));
@@ -124,6 +147,7 @@ fn udp_of_any_length(router: &Namespace) {
 
 fn tcp_of_any_length(router: &Namespace) {
     let peers = Peers::of(router);
+    let _recorder = Recorder::start("completed-tcp");
     for_all_cases(|(_, server), gso, new| {
         let mut path = Path::new(Protocol::TCP, gso);
         let listener = peers.server.run(|| TcpListener::bind((server, 0)).unwrap());
@@ -158,6 +182,7 @@ fn tcp_of_any_length(router: &Namespace) {
 
 fn icmp_of_any_length(router: &Namespace) {
     let peers = Peers::of(router);
+    let _recorder = Recorder::start("completed-icmp");
     for_all_cases(|(_, server), gso, new| {
         let protocol = if server.is_ipv4() { Protocol::ICMP } else { Protocol::ICMPV6 };
         let mut path = Path::new(protocol, gso);
