@@ -57,8 +57,12 @@ struct Path {
 
 impl Path {
     fn new(protocol: Protocol, gso: bool) -> Self {
+        Self::of(Rule::queue(1).protocol(protocol), gso)
+    }
+
+    fn of(rule: Rule, gso: bool) -> Self {
         let queue = Queue::builder(1).gso(gso).bind().unwrap();
-        let rule = Rule::queue(1).protocol(protocol).input_interface("left");
+        let rule = rule.input_interface("left");
         Self { queue, _rules: Rules::new(Hook::FORWARD).rule(rule).install().unwrap() }
     }
 }
@@ -149,9 +153,11 @@ fn tcp_of_any_length(router: &Namespace) {
     let peers = Peers::of(router);
     let _recorder = Recorder::start("completed-tcp");
     for_all_cases(|(_, server), gso, new| {
-        let mut path = Path::new(Protocol::TCP, gso);
         let listener = peers.server.run(|| TcpListener::bind((server, 0)).unwrap());
         let to = listener.local_addr().unwrap();
+        // Earlier connections are still being ended.
+        let rule = Rule::queue(1).protocol(Protocol::TCP).destination_port(to.port());
+        let mut path = Path::of(rule, gso);
         let mut edited = false;
         judge_while(
             &mut path.queue,
