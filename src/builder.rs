@@ -15,7 +15,7 @@ use crate::error::{Error, Operation};
 use crate::intake::Intake;
 use crate::interfaces::Interfaces;
 use crate::queue::{Parts, Queue, Settings};
-use crate::socket::Socket;
+use crate::socket::{NOT_NETFILTER, RECEIVE_BUFFER, Socket};
 use crate::stats::KernelTable;
 use crate::stop::WakeUp;
 
@@ -29,6 +29,19 @@ enum Origin {
 /// One queue number or several: `1`, `0..=3` or `[1, 5, 9]`, for [`Queue::builder`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueNumbers(Vec<u16>);
+
+impl QueueNumbers {
+    /// Each number once, ascending; there must be one.
+    fn distinct(&self) -> Result<Vec<u16>, Error> {
+        let mut numbers = self.0.clone();
+        numbers.sort_unstable();
+        numbers.dedup();
+        if numbers.is_empty() {
+            return Err(Error::InvalidQueue("it has no number"));
+        }
+        Ok(numbers)
+    }
+}
 
 impl From<u16> for QueueNumbers {
     fn from(number: u16) -> Self {
@@ -56,8 +69,8 @@ impl From<Vec<u16>> for QueueNumbers {
 
 /// What a queue should be like. Made by [`Queue::builder`].
 ///
-/// Everything goes to the kernel in one message, after the socket is ready: there is no moment in which
-/// packets arrive and cannot be taken, and a refusal leaves no half-made queue.
+/// Everything goes to the kernel in one message per number, after the socket is ready: there is no moment in
+/// which packets arrive and cannot be taken, and a refusal leaves no half-made queue.
 #[derive(Debug, Clone)]
 #[must_use = "nothing happens before `bind`"]
 pub struct QueueBuilder {
@@ -79,7 +92,7 @@ impl QueueBuilder {
                 flags: ConfigFlags::GSO,
             },
             terms: Terms { on_undecided: Verdict::Drop, edit_mode: EditMode::Complete },
-            receive_buffer: 8 << 20,
+            receive_buffer: RECEIVE_BUFFER,
             batch_len: 64,
             nonblocking: false,
         }
@@ -185,7 +198,7 @@ impl QueueBuilder {
     /// As [`QueueBuilder::bind`]; then none is bound.
     pub fn bind_each(self) -> Result<Vec<Queue>, Error> {
         let one = |number| Self { numbers: QueueNumbers::from(number), ..self.clone() }.bind();
-        self.numbers.0.iter().copied().map(one).collect()
+        self.numbers.distinct()?.into_iter().map(one).collect()
     }
 
     /// Binds the queue on a socket that was opened elsewhere, such as in another network namespace by a
@@ -195,7 +208,9 @@ impl QueueBuilder {
     /// Who sends on it needs `CAP_NET_ADMIN` in the user namespace that owns the socket's network
     /// namespace. The socket's options are left alone: whoever opens it should set `NETLINK_NO_ENOBUFS`,
     /// without which an overrun of its receive buffer makes the kernel drop everything until the buffer
-    /// is empty. Names of interfaces and [`Queue::kernel_stats`] are not to be had.
+    /// is empty. The receive buffer is never made smaller, and larger only with `CAP_NET_ADMIN` in the
+    /// initial user namespace: that too is for the opener to set. Names of interfaces and
+    /// [`Queue::kernel_stats`] are not to be had.
     ///
     /// # Errors
     ///
@@ -205,21 +220,25 @@ impl QueueBuilder {
     }
 
     fn bind_socket(self, socket: Socket, origin: Origin) -> Result<Queue, Error> {
-        let numbers = &self.numbers.0;
-        if numbers.is_empty() {
-            return Err(Error::InvalidQueue("it has no number"));
+        let numbers = &self.numbers.distinct()?;
+        match origin {
+            Origin::Here => socket.set_receive_buffer(self.receive_buffer)?,
+            Origin::Elsewhere => socket.grow_receive_buffer(self.receive_buffer)?,
         }
-        socket.grow_receive_buffer(self.receive_buffer)?;
-        let (interfaces, kernel_table) = match origin {
-            Origin::Here => (Interfaces::here(), KernelTable::here()),
-            Origin::Elsewhere => (Interfaces::unknown(), Err(io::ErrorKind::Unsupported.into())),
+        let interfaces = match origin {
+            Origin::Here => Interfaces::here(),
+            Origin::Elsewhere => Interfaces::unknown(),
         };
         let wake = Arc::new(WakeUp::new()?);
         let binding = Binding::new(socket, interfaces, numbers, self.terms, wake);
         let mut intake = Intake::new(binding.outstanding().queues());
         let mut control = Control::default();
         if origin == Origin::Elsewhere {
-            control.check_socket(&binding, &mut intake)?;
+            control.check_socket(&binding, &mut intake).map_err(|error| match error {
+                // Other protocols say the same to what they do not know.
+                Error::NoQueueSupport if is_supported() => Error::InvalidQueue(NOT_NETFILTER),
+                error => error,
+            })?;
         }
         let flags = self.settings.flags;
         for number in binding.outstanding().queues() {
@@ -229,10 +248,21 @@ impl QueueBuilder {
                 flags: (!flags.is_empty()).then_some(FlagChange { mask: flags, values: flags }),
                 ..ConfigMessage::command(number, Command::Bind)
             };
-            control.ask(&binding, &mut intake, Operation::Bind, &request).map_err(|error| {
-                control.explain_bind(&binding, &mut intake, number, flags, error)
-            })?;
+            if let Err(error) = control.ask(&binding, &mut intake, Operation::Bind, &request) {
+                let error = control.explain_bind(&binding, &mut intake, number, flags, error);
+                // Not left to the closing of the socket: one from elsewhere may be open there still.
+                for bound in numbers.iter().take_while(|bound| **bound != number) {
+                    let unbind = ConfigMessage::command(*bound, Command::Unbind);
+                    let _ = control.send(&binding, &unbind);
+                }
+                return Err(error);
+            }
         }
+        // Not before: binding may have loaded the kernel module that makes the file.
+        let kernel_table = match origin {
+            Origin::Here => KernelTable::here(),
+            Origin::Elsewhere => Err(io::ErrorKind::Unsupported.into()),
+        };
         Ok(Queue::new(Parts {
             binding,
             control,
@@ -257,4 +287,9 @@ impl QueueBuilder {
         *flags = if yes { *flags | flag } else { ConfigFlags(flags.0 & !flag.0) };
         self
     }
+}
+
+/// Whether the kernel has the subsystem, asked on a socket that is of the right protocol.
+fn is_supported() -> bool {
+    !matches!(Queue::supported_flags(), Err(Error::NoQueueSupport))
 }

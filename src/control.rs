@@ -128,7 +128,16 @@ impl Control {
             Error::Refused { errno: Errno::EPERM, .. } => Error::NoCapability { operation },
             Error::Refused { errno: Errno::EINVAL, .. } => Error::NoQueueSupport,
             _ => Error::InvalidQueue(NOT_NETFILTER),
-        })
+        })?;
+        // Some protocols take anything. This one refuses flags that it does not know, at least for a queue
+        // that nobody has bound.
+        let unknown = ConfigFlags(1 << 31);
+        let flags = Some(FlagChange { mask: unknown, values: unknown });
+        let probe = ConfigMessage { flags, ..ConfigMessage::new(0) };
+        match self.ask(binding, intake, operation, &probe) {
+            Ok(()) => Err(Error::InvalidQueue(NOT_NETFILTER)),
+            Err(_) => Ok(()),
+        }
     }
 
     /// The flags that the kernel knows and can serve. Asks about a number that it does not bind: flags are

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
-use std::thread::{self, ScopedJoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use netfilterqueue_protocol::config::{Command, ConfigFlags, ConfigMessage, CopyMode, FlagChange};
@@ -127,25 +127,39 @@ impl Queue {
     where
         F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
     {
+        match self.run_until_error(&mut judge) {
+            Error::Stopped | Error::WouldBlock => Ok(()),
+            error => Err(error),
+        }
+    }
+
+    /// Judges packets until receiving or sending fails, and returns why.
+    fn run_until_error<F>(&mut self, judge: &mut F) -> Error
+    where
+        F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
+    {
         let mut batch = self.batch.take().unwrap_or_else(|| Batch::new(self.batch_len));
         loop {
             match self.recv(&mut batch) {
                 Ok(_) => {}
-                Err(Error::Stopped | Error::WouldBlock) => {
-                    self.batch = Some(batch);
-                    return Ok(());
+                Err(error) => {
+                    if matches!(error, Error::Stopped | Error::WouldBlock) {
+                        self.batch = Some(batch);
+                    }
+                    return error;
                 }
-                Err(error) => return Err(error),
             }
             for packet in &mut batch {
                 judge(packet);
             }
-            batch.commit()?;
+            if let Err(error) = batch.commit() {
+                return error;
+            }
         }
     }
 
     /// Judges the packets of several queues with a thread each, until one of them is stopped by its
-    /// [`StopHandle`] or fails; then all are stopped. Which queue a packet is of, it tells itself
+    /// [`StopHandle`] or fails; then all are stopped, this once. Which queue a packet is of, it tells itself
     /// ([`Packet::queue`]).
     ///
     /// ```no_run
@@ -168,8 +182,8 @@ impl Queue {
         F: for<'p> Fn(Packet<'p>) -> Decided<'p> + Sync,
     {
         let stops: Vec<StopHandle> = queues.iter().map(Self::stop_handle).collect();
-        let (judge, stops) = (&judge, StopAll(&stops));
-        let stops = &stops;
+        let _used_up = UseUpStops(&stops);
+        let (judge, stops) = (&judge, &StopAll(&stops));
         thread::scope(|scope| {
             let threads: Vec<_> = queues
                 .iter_mut()
@@ -181,32 +195,39 @@ impl Queue {
                     })
                 })
                 .collect();
-            let results: Vec<_> = threads.into_iter().map(ScopedJoinHandle::join).collect();
-            for result in results {
-                result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let results: Vec<_> = threads.into_iter().map(thread::ScopedJoinHandle::join).collect();
+            // A panic is more than an error.
+            match results.into_iter().collect::<Result<Vec<_>, _>>() {
+                Ok(results) => results.into_iter().collect(),
+                Err(panic) => std::panic::resume_unwind(panic),
             }
-            Ok(())
         })
     }
 
     /// Judges everything that is queued, then gives the numbers back: an end without loss.
     ///
     /// First the queue is closed to new packets, by a length of 0: until it is unbound the kernel drops
-    /// them, or accepts them if the queue fails open. Take away the rule that feeds it before, where that
-    /// matters. Packets that are still retained are dropped by the kernel, as with [`Queue::close`].
+    /// them, or accepts them if the queue fails open. Where that matters, pause the rules that feed it before
+    /// (`rules::InstalledRules::pause`); removing them would make the kernel drop what waits. Packets that are still retained are dropped by the kernel, as with [`Queue::close`]. A
+    /// [`StopHandle`] does not end it.
     ///
     /// # Errors
     ///
     /// As [`Queue::run`] and [`Queue::close`].
-    pub fn drain<F>(mut self, judge: F) -> Result<(), Error>
+    pub fn drain<F>(mut self, mut judge: F) -> Result<(), Error>
     where
         F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
     {
         self.set_max_len(0)?;
         self.nonblocking = true;
-        // Its buffers may hold packets of an earlier run that failed.
-        self.run(judge)?;
-        self.close()
+        loop {
+            match self.run_until_error(&mut judge) {
+                Error::WouldBlock => return self.close(),
+                // Often it is drained because it was told to stop, perhaps more than once.
+                Error::Stopped => {}
+                error => return Err(error),
+            }
+        }
     }
 
     /// Receives packets into `batch`, as many as wait and fit, and returns how many. Blocks for the first
@@ -259,10 +280,18 @@ impl Queue {
                 // Only answers and refusals were received; there may be more behind them.
                 continue;
             }
-            if self.nonblocking || until.is_some_and(|until| until <= Instant::now()) {
+            if self.nonblocking {
                 return Err(Error::WouldBlock);
             }
-            self.wait([retry_at, self.next_deadline(), until].into_iter().flatten().min())?;
+            let wake_at = [retry_at, self.next_deadline(), until].into_iter().flatten().min();
+            // Waiting comes first, also where there is no time for it: a packet may have come.
+            if self.wait(wake_at)? == Wake::Nothing
+                && until.is_some_and(|until| until <= Instant::now())
+            {
+                // The same moment may be somebody's deadline.
+                self.answer_for_others();
+                return Err(Error::WouldBlock);
+            }
         }
     }
 
@@ -354,19 +383,17 @@ impl Queue {
         }
     }
 
-    fn wait(&mut self, until: Option<Instant>) -> Result<(), Error> {
+    fn wait(&mut self, until: Option<Instant>) -> Result<Wake, Error> {
         self.intake.stats.wait_calls += 1;
         // Rounded up: a wait that ends too early only has to begin again.
         let timeout = until.map(|until| {
             until.saturating_duration_since(Instant::now()) + Duration::from_micros(999)
         });
         let wake = self.binding.socket().wait(Some(self.binding.wake().event()), timeout);
-        match wake.map_err(Error::system(Operation::Receive, "poll"))? {
-            Wake::Readable => self.drained = false,
-            // The loop looks what for.
-            Wake::Woken | Wake::Nothing => {}
-        }
-        Ok(())
+        let wake = wake.map_err(Error::system(Operation::Receive, "poll"))?;
+        // What else it was woken for, the loop looks.
+        self.drained &= wake != Wake::Readable;
+        Ok(wake)
     }
 
     /// A handle that makes a blocked [`Queue::recv`] or [`Queue::run`] return, from any thread.
@@ -397,8 +424,11 @@ impl Queue {
     /// ([`QueueBuilder::bind_on`]).
     pub fn kernel_stats(&self) -> io::Result<Vec<KernelStats>> {
         let table = self.kernel_table.as_ref().map_err(|error| io::Error::from(error.kind()))?;
-        let rows = self.numbers().map(|number| table.read(number));
-        rows.filter_map(Result::transpose).collect()
+        let numbers: Vec<u16> = self.numbers().collect();
+        let mut rows = table.read()?;
+        rows.retain(|row| numbers.binary_search(&row.queue).is_ok());
+        rows.sort_unstable_by_key(|row| row.queue);
+        Ok(rows)
     }
 
     /// The verdicts that the kernel refused since the last call, oldest first; at most the newest 256. The
@@ -536,6 +566,8 @@ impl Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
+        // For who reads them afterwards.
+        self.binding.counters().publish(&self.intake.stats);
         // Not left to the closing of the socket: batches and retained packets keep that open.
         if self.binding.close() {
             for number in self.binding.outstanding().queues() {
@@ -558,6 +590,16 @@ impl<'a> StopAll<'a> {
 impl Drop for StopAll<'_> {
     fn drop(&mut self) {
         self.0.iter().for_each(StopHandle::stop);
+    }
+}
+
+/// Takes back the stops that queues which are run together have given each other: the next run of one must
+/// not end because of them.
+struct UseUpStops<'a>(&'a [StopHandle]);
+
+impl Drop for UseUpStops<'_> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(StopHandle::use_up);
     }
 }
 

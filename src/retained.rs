@@ -108,9 +108,9 @@ impl RetainedPacket {
     /// Sets the time after which the packet gets the queue's default verdict, or takes it away. A verdict
     /// that comes later fails with [`Error::Expired`].
     ///
-    /// The verdict is given by the thread that receives on the queue: [`Queue::run`](crate::Queue::run) and
-    /// a blocked [`Queue::recv`](crate::Queue::recv) wake up for it, to the millisecond. A program with an
-    /// event loop of its own finds the next deadline in
+    /// The default verdict is given by the thread that receives on the queue; until it has been, another one
+    /// still counts. [`Queue::run`](crate::Queue::run) and a blocked [`Queue::recv`](crate::Queue::recv) wake
+    /// up for it, to the millisecond. A program with an event loop of its own finds the next deadline in
     /// [`Queue::next_deadline`](crate::Queue::next_deadline). Of no effect once the deadline has passed.
     pub fn set_deadline(&mut self, at: Option<Instant>) {
         let has_passed = self.deadline.as_ref().is_some_and(|deadline| !deadline.claim.take());

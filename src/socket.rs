@@ -29,6 +29,9 @@ const SEND_OVERHEAD: usize = 32;
 /// Asked for where the host's default is less: room for an edited packet of the greatest length.
 const SEND_BUFFER: usize = 128 << 10;
 
+/// The receive buffer that is asked for unless told otherwise.
+pub(crate) const RECEIVE_BUFFER: usize = 8 << 20;
+
 /// How often and after how long a datagram is sent again for which the kernel had no memory.
 const SEND_RETRIES: u32 = 50;
 const SEND_RETRY_AFTER: Duration = Duration::from_millis(1);
@@ -77,13 +80,15 @@ pub(crate) struct Socket {
 }
 
 /// Opens a socket for [`QueueBuilder::bind_on`](crate::QueueBuilder::bind_on) in the calling thread's network
-/// namespace, with the options that a queue needs: to be passed to another process over a Unix socket.
+/// namespace, with the options that a queue needs and a receive buffer of 8 MiB: to be passed to another process over a Unix socket.
 ///
 /// # Errors
 ///
 /// [`Error::NoQueueSupport`] if the kernel has no nfnetlink, [`Error::System`] if it cannot be opened.
 pub fn open_socket() -> Result<OwnedFd, Error> {
-    Socket::open().map(|socket| socket.fd)
+    let socket = Socket::open()?;
+    socket.set_receive_buffer(RECEIVE_BUFFER)?;
+    Ok(socket.fd)
 }
 
 impl Socket {
@@ -136,12 +141,22 @@ impl Socket {
 
     /// Asks for a receive buffer of `bytes`, beyond the host's limit where that is permitted
     /// (`SO_RCVBUFFORCE` needs `CAP_NET_ADMIN` in the initial user namespace), else up to it.
-    pub(crate) fn grow_receive_buffer(&self, bytes: usize) -> Result<(), Error> {
+    pub(crate) fn set_receive_buffer(&self, bytes: usize) -> Result<(), Error> {
         // The option is an `int`, to which nix cuts the number down.
         let bytes = bytes.min(i32::MAX as usize);
         setsockopt(&self.fd, RcvBufForce, &bytes)
             .or_else(|_| setsockopt(&self.fd, RcvBuf, &bytes))
             .map_err(Error::system(Operation::Open, "setsockopt(SO_RCVBUF)"))
+    }
+
+    /// Gives a socket that was opened elsewhere a receive buffer of at least `bytes`, where that is permitted.
+    /// The host's limit does not hold for whoever opened it, and going by it could make the buffer smaller.
+    pub(crate) fn grow_receive_buffer(&self, bytes: usize) -> Result<(), Error> {
+        let bytes = bytes.min(i32::MAX as usize);
+        if self.receive_buffer()? / 2 < bytes {
+            let _ = setsockopt(&self.fd, RcvBufForce, &bytes);
+        }
+        Ok(())
     }
 
     /// The receive buffer as the kernel counts it, which is twice what was granted.

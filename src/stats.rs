@@ -48,7 +48,8 @@ pub struct Stats {
     /// [`Queue::take_refusals`](crate::Queue::take_refusals). A cumulative one counts once.
     pub refused: u64,
     /// Times that the kernel reported an answer of its as lost (`ENOBUFS`). Lost packets are not reported
-    /// this way: they count as [`Stats::lost`].
+    /// this way, except on a socket from elsewhere without `NETLINK_NO_ENOBUFS`: they count as
+    /// [`Stats::lost`].
     pub overruns: u64,
     /// System calls that received (`recvmmsg`).
     pub receive_calls: u64,
@@ -196,7 +197,7 @@ impl KernelStats {
     /// if its ids were mapped before the network namespace was made. `NotFound` where `/proc` is
     /// not mounted or the kernel has no `nfnetlink_queue`.
     pub fn read(queue: u16) -> io::Result<Option<Self>> {
-        KernelTable::here()?.read(queue)
+        Ok(KernelTable::here()?.read()?.into_iter().find(|row| row.queue == queue))
     }
 
     /// Reads one line of the file; `None` if it is not of that form.
@@ -230,7 +231,8 @@ impl KernelTable {
         File::open("/proc/thread-self/net/netfilter/nfnetlink_queue").map(Self)
     }
 
-    pub(crate) fn read(&self, queue: u16) -> io::Result<Option<KernelStats>> {
+    /// All rows; once for all numbers of a queue, because the kernel is slow at it.
+    pub(crate) fn read(&self) -> io::Result<Vec<KernelStats>> {
         // The kernel writes the table anew for whoever reads from its start.
         let mut table = Vec::new();
         let mut chunk = [0; 4096];
@@ -243,7 +245,7 @@ impl KernelTable {
             }
         }
         let table = String::from_utf8_lossy(&table);
-        Ok(table.lines().filter_map(KernelStats::parse).find(|stats| stats.queue == queue))
+        Ok(table.lines().filter_map(KernelStats::parse).collect())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -29,6 +29,11 @@ impl StopHandle {
         self.wake.stop_requested.store(true, Ordering::SeqCst);
         self.wake.wake();
     }
+
+    /// Takes a stop back that the queue has not heeded yet.
+    pub(crate) fn use_up(&self) {
+        self.wake.take_stop();
+    }
 }
 
 /// For event loops that wait for the queue's descriptor themselves: wait for this one too, and call
@@ -51,8 +56,9 @@ impl AsRawFd for StopHandle {
 #[derive(Debug)]
 pub(crate) struct WakeUp {
     stop_requested: AtomicBool,
-    /// Whether the event has been written to, which saves asking it.
-    is_woken: AtomicBool,
+    /// How many writes to the event are not read yet, or just about to be made: while there are none, it need
+    /// not be asked.
+    announced: AtomicU64,
     event: EventFd,
 }
 
@@ -61,16 +67,16 @@ impl WakeUp {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let event =
             EventFd::from_flags(flags).map_err(Error::system(Operation::Open, "eventfd"))?;
-        let [stop_requested, is_woken] = [false; 2].map(AtomicBool::new);
-        Ok(Self { stop_requested, is_woken, event })
+        Ok(Self { stop_requested: AtomicBool::new(false), announced: AtomicU64::new(0), event })
     }
 
     /// Ends the queue's present wait, or its next one.
     pub(crate) fn wake(&self) {
+        // Not after it: whoever is woken by the event must know that it is to be read, or would be woken by it
+        // again and again.
+        self.announced.fetch_add(1, Ordering::SeqCst);
         // It fails only if the counter is full, and then the queue is awake anyway.
         let _ = self.event.write(1);
-        // Not before: whoever resets in between would leave the event behind for good.
-        self.is_woken.store(true, Ordering::SeqCst);
     }
 
     /// The descriptor to wait for.
@@ -80,13 +86,34 @@ impl WakeUp {
 
     /// To be called before looking at what there is to do: so that what comes in between ends the next wait.
     pub(crate) fn reset(&self) {
-        if self.is_woken.swap(false, Ordering::SeqCst) {
-            let _ = self.event.read();
+        if self.announced.load(Ordering::SeqCst) > 0
+            && let Ok(writes) = self.event.read()
+        {
+            self.announced.fetch_sub(writes, Ordering::SeqCst);
         }
     }
 
     /// Whether a stop was requested since the last call.
     pub(crate) fn take_stop(&self) -> bool {
         self.stop_requested.swap(false, Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_event_stays_behind_however_wake_ups_interleave() {
+        let wake = WakeUp::new().expect("an event");
+        // Two threads are about to write, and one of them is faster.
+        wake.announced.fetch_add(2, Ordering::SeqCst);
+        wake.reset();
+        for _ in 0..2 {
+            wake.event.write(1).expect("written");
+            wake.reset();
+            assert!(wake.event.read().is_err(), "it would wake the queue again and again");
+        }
+        assert_eq!(wake.announced.load(Ordering::SeqCst), 0, "and need not be asked any more");
     }
 }

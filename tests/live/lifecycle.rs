@@ -17,7 +17,7 @@ use crate::support::{
 };
 use crate::{Test, tests};
 
-pub const TESTS: [Test; 17] = tests![
+pub const TESTS: [Test; 19] = tests![
     configuring_keeps_packets_that_wait_unread,
     packets_kept_while_configuring_come_together,
     configuring_under_a_flood_loses_nothing,
@@ -35,6 +35,8 @@ pub const TESTS: [Test; 17] = tests![
     nonblocking_run_returns_when_all_is_judged,
     descriptor_is_readable_while_a_packet_waits,
     one_batch_serves_several_queues,
+    receiving_for_a_time_ends_in_time,
+    receiving_for_no_time_takes_what_waits,
 ];
 
 /// Changes some setting to a value that leaves no mark on packets, each time another.
@@ -442,4 +444,57 @@ fn one_batch_serves_several_queues(_: &Namespace) {
         drop(rules);
     }
     assert_eq!((first.stats().answered, second.stats().answered), (2, 1));
+}
+
+/// Receives for a time, in which no packet may come.
+fn let_pass(queue: &mut Queue, time: Duration) {
+    let result = queue.recv_timeout(&mut Batch::new(4), time);
+    assert!(matches!(result, Err(Error::WouldBlock)), "{result:?}");
+}
+
+fn receiving_for_a_time_ends_in_time(_: &Namespace) {
+    let mut queue = Queue::builder(1).bind().unwrap();
+    let _rules = queue_udp(1);
+    let udp = UdpPair::new(V4);
+    let mut batch = Batch::new(4);
+    let started = Instant::now();
+    let_pass(&mut queue, Duration::from_millis(20));
+    assert!(started.elapsed() >= Duration::from_millis(20));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(5));
+            udp.send(b"a");
+        });
+        assert_eq!(queue.recv_timeout(&mut batch, SOON).unwrap(), 1);
+    });
+    assert!(started.elapsed() < SOON, "it does not wait for more");
+    queue.stop_handle().stop();
+    let result = queue.recv_timeout(&mut batch, SOON);
+    assert!(matches!(result, Err(Error::Stopped)), "{result:?}");
+    // Longer than the clock can tell is for ever.
+    udp.send(b"b");
+    assert_eq!(queue.recv_timeout(&mut batch, Duration::MAX).unwrap(), 1);
+    // The mode of the queue is what it was.
+    queue.set_nonblocking(true);
+    let_pass(&mut queue, Duration::from_millis(1));
+    let result = queue.recv(&mut batch);
+    assert!(matches!(result, Err(Error::WouldBlock)), "{result:?}");
+}
+
+fn receiving_for_no_time_takes_what_waits(_: &Namespace) {
+    let mut queue = Queue::builder(1).bind().unwrap();
+    let _rules = queue_udp(1);
+    let udp = UdpPair::new(V4);
+    let mut batch = Batch::new(4);
+    for byte_sent in 0..3 {
+        // The queue has seen its socket empty, and must not think so still.
+        let_pass(&mut queue, Duration::ZERO);
+        udp.send(&[byte_sent]);
+        assert_eq!(queue.recv_timeout(&mut batch, Duration::ZERO).unwrap(), 1);
+        let packet = batch.iter_mut().next().unwrap();
+        assert_eq!(packet.payload()[28], byte_sent);
+        packet.accept();
+    }
+    batch.commit().unwrap();
+    assert_eq!(udp.receive_all(3), [[0], [1], [2]]);
 }

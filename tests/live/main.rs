@@ -8,7 +8,10 @@ mod closing;
 mod completed;
 mod craft;
 mod crafted;
+mod deadlines;
+mod draining;
 mod edits;
+mod elsewhere;
 mod errors;
 mod failures;
 mod flow;
@@ -22,6 +25,8 @@ mod pcap;
 mod performance;
 mod pressure;
 mod rules;
+mod several;
+mod shared;
 mod support;
 mod undecided;
 mod uneditable;
@@ -56,6 +61,11 @@ fn main() -> ExitCode {
         &flow_connections::TESTS[..],
         &flow_rules::TESTS[..],
         &netns::TESTS[..],
+        &several::TESTS[..],
+        &shared::TESTS[..],
+        &deadlines::TESTS[..],
+        &elsewhere::TESTS[..],
+        &draining::TESTS[..],
     ];
     harness::main(&tests.concat())
 }

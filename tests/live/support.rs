@@ -93,6 +93,31 @@ impl UdpPair {
     }
 }
 
+/// Sends the datagrams of one socket pair to each queue number.
+pub struct Feed<const N: usize> {
+    pub udp: [UdpPair; N],
+    _rules: InstalledRules,
+}
+
+impl<const N: usize> Feed<N> {
+    pub fn of(numbers: [u16; N]) -> Self {
+        let udp = numbers.map(|_| UdpPair::new(V4));
+        let rules =
+            numbers.iter().zip(&udp).fold(Rules::new(Hook::OUTPUT), |rules, (number, udp)| {
+                let port = udp.receiver_address().port();
+                rules.rule(Rule::queue(*number).protocol(Protocol::UDP).destination_port(port))
+            });
+        Self { udp, _rules: rules.install().expect("rules") }
+    }
+
+    /// Sends single bytes to each queue in turn.
+    pub fn send_each(&self, bytes: impl IntoIterator<Item = u8>) {
+        for byte in bytes {
+            self.udp.iter().for_each(|udp| udp.send(&[byte]));
+        }
+    }
+}
+
 /// Receives until `count` packets are in the batch, one after another call if need be; the batch must be
 /// large enough for all. Only for packets that were sent before.
 pub fn receive_exactly(queue: &mut Queue, count: usize) -> Batch {

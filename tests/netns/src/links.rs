@@ -133,6 +133,17 @@ impl Namespace {
         })
     }
 
+    /// Gives a link another name. Before kernel 6.2 it must be down.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`]: `ENODEV` without such a link, `EEXIST` if the new name is taken, `EBUSY` if the link
+    /// is up.
+    pub fn rename_link(&self, name: &str, new_name: &str) -> Result<(), Error> {
+        let operation = format!("renaming {name} to {new_name}");
+        self.request(operation, 0, || Ok(rtnetlink::rename(rtnetlink::index(name)?, new_name)))
+    }
+
     fn wait_until_up(&self, name: &str) -> Result<(), Error> {
         let waiting = || {
             let started = Instant::now();
