@@ -209,7 +209,7 @@ impl Drop for Batch {
         {
             let on_undecided = binding.terms().on_undecided;
             let slots = self.slots.iter().enumerate();
-            binding.adopt(slots.filter_map(|(at, slot)| slot.answer(at, on_undecided)));
+            binding.hand_over(slots.filter_map(|(at, slot)| slot.answer(at, on_undecided)));
         }
     }
 }

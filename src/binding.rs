@@ -18,9 +18,9 @@ use crate::verdicts::{Answer, Datagram, Form, HEAD_AND_EXTRAS_MAX, Outstanding, 
 
 /// The queue numbers that this process holds on one socket.
 ///
-/// Each binding has a socket of its own. The kernel accepts verdicts only from the socket that bound the
-/// queue, so a handle of an old binding cannot judge a packet of a new one, although packet ids start
-/// at 1 again.
+/// The kernel accepts verdicts only from the socket that bound the queue, and each binding has one of its
+/// own, so a handle of an old binding cannot judge a packet of a new one, although packet ids start at 1
+/// again. (A socket from elsewhere can be bound twice only by passing it twice.)
 #[derive(Debug)]
 pub(crate) struct Binding {
     socket: Socket,
@@ -136,12 +136,16 @@ impl Binding {
         Ok(())
     }
 
-    /// Takes over answers that could not be sent, for [`Binding::send_orphans`]. An edited payload
-    /// is gone with its packet, and so are the rarer changes; such an answer becomes the default verdict.
-    pub(crate) fn adopt<'a>(&self, answers: impl Iterator<Item = Answer<'a>>) {
-        self.orphans().extend(answers.map(|answer| {
+    /// Takes over answers that could not be sent, for the queue's thread, which is woken for them. An edited
+    /// payload is gone with its packet, and so are the rarer changes; unless the packet is dropped, such an
+    /// answer becomes the default verdict.
+    pub(crate) fn hand_over<'a>(&self, answers: impl Iterator<Item = Answer<'a>>) {
+        if self.is_closed() {
+            return;
+        }
+        self.adopt(answers.map(|answer| {
             let Answer { queue, id, verdict, mark, priority, .. } = answer;
-            if answer.needs_its_own() {
+            if answer.needs_its_own() && verdict != Verdict::Drop {
                 Answer::plain(queue, id, self.terms.on_undecided)
             } else {
                 Answer { mark, priority, ..Answer::plain(queue, id, verdict) }
@@ -150,10 +154,26 @@ impl Binding {
         self.wake.wake();
     }
 
+    /// Takes over answers, for [`Binding::send_orphans`].
+    pub(crate) fn adopt(&self, answers: impl Iterator<Item = Answer<'static>>) {
+        self.orphans().extend(answers);
+    }
+
     /// Tries again to send what nobody else can. What fails stays for the next time; returns whether
     /// something does.
     pub(crate) fn send_orphans(&self) -> bool {
-        let mut orphans = self.orphans();
+        // Sending may take its time; nobody who hands something over has to wait for it.
+        let mut orphans = std::mem::take(&mut *self.orphans());
+        if orphans.is_empty() {
+            return false;
+        }
+        let is_left = self.send_plain(&mut orphans);
+        self.adopt(orphans.into_iter());
+        is_left
+    }
+
+    /// Sends answers without payloads until that fails or none is left.
+    fn send_plain(&self, orphans: &mut Vec<Answer<'static>>) -> bool {
         let mut datagram = Datagram::default();
         while !orphans.is_empty() {
             let answers = orphans.iter().copied();

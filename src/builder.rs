@@ -15,7 +15,7 @@ use crate::error::{Error, Operation};
 use crate::intake::Intake;
 use crate::interfaces::Interfaces;
 use crate::queue::{Parts, Queue, Settings};
-use crate::socket::{NOT_NETFILTER, RECEIVE_BUFFER, Socket};
+use crate::socket::{RECEIVE_BUFFER, Socket};
 use crate::stats::KernelTable;
 use crate::stop::WakeUp;
 
@@ -57,6 +57,12 @@ impl From<RangeInclusive<u16>> for QueueNumbers {
 
 impl<const N: usize> From<[u16; N]> for QueueNumbers {
     fn from(numbers: [u16; N]) -> Self {
+        Self(numbers.into())
+    }
+}
+
+impl From<&[u16]> for QueueNumbers {
+    fn from(numbers: &[u16]) -> Self {
         Self(numbers.into())
     }
 }
@@ -206,11 +212,17 @@ impl QueueBuilder {
     /// makes one.
     ///
     /// Who sends on it needs `CAP_NET_ADMIN` in the user namespace that owns the socket's network
-    /// namespace. The socket's options are left alone: whoever opens it should set `NETLINK_NO_ENOBUFS`,
-    /// without which an overrun of its receive buffer makes the kernel drop everything until the buffer
-    /// is empty. The receive buffer is never made smaller, and larger only with `CAP_NET_ADMIN` in the
-    /// initial user namespace: that too is for the opener to set. Names of interfaces and
-    /// [`Queue::kernel_stats`] are not to be had.
+    /// namespace. Its options are for the opener to set: `NETLINK_NO_ENOBUFS`, without which an overrun of
+    /// the receive buffer makes the kernel drop everything until the buffer is empty, and the buffer, which is
+    /// never made smaller here, and larger only with `CAP_NET_ADMIN` in the initial user namespace. (The send
+    /// buffer is raised to 128 KiB if need be.)
+    ///
+    /// What an earlier user of the socket has left of these numbers is given up: their queues are unbound, and
+    /// the kernel drops the packets in them. Nobody else may use the socket for these numbers while the queue
+    /// lives. While a duplicate of it is open anywhere, the end of this process does not unbind them: dropping
+    /// or closing the queue does. Each packet gets a verdict message of its own (a cumulative one might reach
+    /// packets that somebody else has received). Names of interfaces and [`Queue::kernel_stats`] are not to be
+    /// had.
     ///
     /// # Errors
     ///
@@ -232,13 +244,11 @@ impl QueueBuilder {
         let wake = Arc::new(WakeUp::new()?);
         let binding = Binding::new(socket, interfaces, numbers, self.terms, wake);
         let mut intake = Intake::new(binding.outstanding().queues());
-        let mut control = Control::default();
+        let mut control = Control::new();
         if origin == Origin::Elsewhere {
-            control.check_socket(&binding, &mut intake).map_err(|error| match error {
-                // Other protocols say the same to what they do not know.
-                Error::NoQueueSupport if is_supported() => Error::InvalidQueue(NOT_NETFILTER),
-                error => error,
-            })?;
+            control.clear(&binding, &mut intake)?;
+            // Somebody else may receive packets on it, which are then not counted here.
+            binding.outstanding().distrust();
         }
         let flags = self.settings.flags;
         for number in binding.outstanding().queues() {
@@ -251,7 +261,8 @@ impl QueueBuilder {
             if let Err(error) = control.ask(&binding, &mut intake, Operation::Bind, &request) {
                 let error = control.explain_bind(&binding, &mut intake, number, flags, error);
                 // Not left to the closing of the socket: one from elsewhere may be open there still.
-                for bound in numbers.iter().take_while(|bound| **bound != number) {
+                // Of a number whose answer did not come nothing is known.
+                for bound in numbers.iter().filter(|bound| **bound <= number) {
                     let unbind = ConfigMessage::command(*bound, Command::Unbind);
                     let _ = control.send(&binding, &unbind);
                 }
@@ -279,7 +290,7 @@ impl QueueBuilder {
         let wake = Arc::new(WakeUp::new()?);
         let binding = Binding::new(Socket::open()?, Interfaces::unknown(), &[], self.terms, wake);
         let mut intake = Intake::new(binding.outstanding().queues());
-        Control::default().supported_flags(&binding, &mut intake)
+        Control::new().supported_flags(&binding, &mut intake)
     }
 
     fn flag(mut self, flag: ConfigFlags, yes: bool) -> Self {
@@ -287,9 +298,4 @@ impl QueueBuilder {
         *flags = if yes { *flags | flag } else { ConfigFlags(flags.0 & !flag.0) };
         self
     }
-}
-
-/// Whether the kernel has the subsystem, asked on a socket that is of the right protocol.
-fn is_supported() -> bool {
-    !matches!(Queue::supported_flags(), Err(Error::NoQueueSupport))
 }

@@ -1,5 +1,6 @@
 //! Configuration requests and the kernel's answers to them.
 
+use std::hash::{BuildHasher, RandomState};
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use crate::binding::Binding;
 use crate::error::{Error, Operation};
 use crate::intake::Intake;
 use crate::slot::{Content, WHOLE_PACKET_LEN, classify};
-use crate::socket::{NOT_NETFILTER, Received};
+use crate::socket::Received;
 
 /// How long an answer is waited for. The kernel answers while the request is being sent, so that an answer
 /// is either there at once or was lost because the receive buffer was full.
@@ -22,13 +23,20 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long to let a busy kernel be before the request is sent again.
 const RETRY_AFTER: Duration = Duration::from_millis(5);
 
-/// Sends configuration requests for one queue.
-#[derive(Debug, Default)]
+/// Sends configuration requests for the queues of one socket.
+#[derive(Debug)]
 pub(crate) struct Control {
     sequence: u32,
 }
 
 impl Control {
+    /// Numbers requests from anywhere, so that on a socket that was used before an answer to somebody else's
+    /// request is not taken for one of ours.
+    pub(crate) fn new() -> Self {
+        let random = RandomState::new().hash_one(0);
+        Self { sequence: (random >> 32) as u32 }
+    }
+
     /// Sends `request` and waits for the kernel's answer. Packets that come first are kept in `intake`. A
     /// lost answer is asked for again: every request but binding may be repeated freely, and binding
     /// twice says `EBUSY`.
@@ -116,28 +124,32 @@ impl Control {
         ack.request_kind() == NFQNL_MSG_CONFIG && ack.request_sequence() == self.sequence
     }
 
-    /// Whether a socket that was opened elsewhere reaches the subsystem at all.
-    pub(crate) fn check_socket(
-        &mut self,
-        binding: &Binding,
-        intake: &mut Intake,
-    ) -> Result<(), Error> {
+    /// Whether the subsystem can be reached and used at all: asks for what needs the capability and does
+    /// nothing.
+    fn check_access(&mut self, binding: &Binding, intake: &mut Intake) -> Result<(), Error> {
         let operation = Operation::Bind;
         let probe = ConfigMessage::command(0, Command::PfBind);
         self.ask(binding, intake, operation, &probe).map_err(|error| match error {
             Error::Refused { errno: Errno::EPERM, .. } => Error::NoCapability { operation },
             Error::Refused { errno: Errno::EINVAL, .. } => Error::NoQueueSupport,
-            _ => Error::InvalidQueue(NOT_NETFILTER),
-        })?;
-        // Some protocols take anything. This one refuses flags that it does not know, at least for a queue
-        // that nobody has bound.
-        let unknown = ConfigFlags(1 << 31);
-        let flags = Some(FlagChange { mask: unknown, values: unknown });
-        let probe = ConfigMessage { flags, ..ConfigMessage::new(0) };
-        match self.ask(binding, intake, operation, &probe) {
-            Ok(()) => Err(Error::InvalidQueue(NOT_NETFILTER)),
-            Err(_) => Ok(()),
+            error => error,
+        })
+    }
+
+    /// Gives up what an earlier user of the socket has left: queues bound by it, and their packets, whose
+    /// ids mean nothing any more.
+    pub(crate) fn clear(&mut self, binding: &Binding, intake: &mut Intake) -> Result<(), Error> {
+        self.check_access(binding, intake)?;
+        for number in binding.outstanding().queues() {
+            let unbind = ConfigMessage::command(number, Command::Unbind);
+            match self.ask(binding, intake, Operation::Unbind, &unbind) {
+                // Nobody has it, or somebody else.
+                Ok(()) | Err(Error::Refused { .. } | Error::NoCapability { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
+        intake.forget(|queue| binding.outstanding().is_ours(queue));
+        Ok(())
     }
 
     /// The flags that the kernel knows and can serve. Asks about a number that it does not bind: flags are
@@ -147,7 +159,7 @@ impl Control {
         binding: &Binding,
         intake: &mut Intake,
     ) -> Result<ConfigFlags, Error> {
-        self.check_socket(binding, intake)?;
+        self.check_access(binding, intake)?;
         let mut supported = ConfigFlags::default();
         for flag in ConfigFlags(u32::MAX).iter() {
             let flags = Some(FlagChange { mask: flag, values: flag });

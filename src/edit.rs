@@ -31,10 +31,12 @@ pub(crate) struct Edit {
     pub(crate) len: usize,
     /// The shortest payload that the kernel can take: up to the original packet's transport header.
     pub(crate) min: usize,
-    /// Bytes behind the end of the original IP packet: short frames in a bridge are filled up.
+    /// Bytes behind the end of the IP packet: short frames in a bridge are filled up.
     padding: usize,
     /// What completing it has come to, since it was last touched.
     completion: Option<Completion>,
+    /// Whether the statistics know: a verdict that fails is given again.
+    is_counted: bool,
 }
 
 impl Edit {
@@ -45,9 +47,8 @@ impl Edit {
         if let Some(full) = message.cap_len() {
             return Err(EditError::Truncated { copied: range.len(), full });
         }
-        check_len(range.len(), 0, terms.max)?;
         let payload = message.payload();
-        if terms.mode == EditMode::Complete && is_udp_super_packet(message) {
+        if terms.mode == EditMode::Complete && is_super_packet(message, Protocol::UDP) {
             return Err(EditError::UdpSuperPacket);
         }
         Ok(Self {
@@ -56,6 +57,7 @@ impl Edit {
             min: ip::transport_offset(message.hw_protocol(), payload),
             padding: ip::padding(payload),
             completion: None,
+            is_counted: false,
         })
     }
 
@@ -63,7 +65,7 @@ impl Edit {
     #[cfg(test)]
     pub(crate) const fn at(range: Range<usize>) -> Self {
         let len = range.end - range.start;
-        Self { start: range.start, len, min: 0, padding: 0, completion: None }
+        Self { start: range.start, len, min: 0, padding: 0, completion: None, is_counted: false }
     }
 
     pub(crate) const fn range(self) -> Range<usize> {
@@ -81,9 +83,9 @@ pub(crate) struct EditTerms {
 
 /// Once it is edited, the kernel forgets where the checksum of a super-packet is to go. For TCP it starts
 /// anew, for UDP it does not.
-fn is_udp_super_packet(message: &PacketMessage<'_>) -> bool {
+fn is_super_packet(message: &PacketMessage<'_>, protocol: Protocol) -> bool {
     message.skb_info().is_some_and(SkbInfo::is_gso)
-        && Headers::read(message.payload()).is_ok_and(|headers| headers.protocol == Protocol::UDP)
+        && Headers::read(message.payload()).is_ok_and(|headers| headers.protocol == protocol)
 }
 
 /// Whether a payload of `len` bytes can be sent back.
@@ -113,34 +115,44 @@ impl Slot {
             Some(edit) => Edit { completion: None, ..edit },
             None => Edit::of_whole(&self.index.view(buffer), terms)?,
         };
+        check_len(edit.len, 0, terms.max)?;
         self.edit = Some(edit);
         Ok(buffer.get_mut(edit.range()).unwrap_or_default())
     }
 
-    /// Where in a buffer of `room` bytes a new payload of `len` bytes can lie. Nothing is changed yet.
+    /// Where in a buffer of `room` bytes a new payload can lie. Nothing is changed yet.
     pub(crate) fn place_payload(
         &self,
         buffer: &[u8],
         room: usize,
-        len: usize,
+        payload: &[u8],
         terms: EditTerms,
     ) -> Result<Edit, EditError> {
+        let message = self.index.view(buffer);
+        let len = payload.len();
         let edit = match self.edit {
             Some(edit) => edit,
-            None => Edit::of_whole(&self.index.view(buffer), terms)?,
+            None => Edit::of_whole(&message, terms)?,
         };
         check_len(len, edit.min, terms.max)?;
+        let original = self.index.payload_range().unwrap_or_default();
+        if terms.mode == EditMode::Complete
+            && len < original.len()
+            && is_super_packet(&message, Protocol::TCP)
+        {
+            return Err(EditError::ShorterSuperPacket);
+        }
         // The kernel puts the payload last. Should it ever not be, the new one must not overwrite the
         // attributes behind the old one.
         let message_len = self.index.message_len();
-        let original = self.index.payload_range().unwrap_or_default();
         let start = if original.end == message_len { original.start } else { message_len };
         let fits = room.saturating_sub(start);
         if len > fits {
             return Err(EditError::TooLong { len, max: terms.max.min(fits) });
         }
-        // Who hands in another length has seen the filling and decided about it.
-        let padding = if len == edit.len { edit.padding } else { 0 };
+        // A frame of the same length may be filled up as before. Who hands in another length has seen the
+        // filling and decided about it.
+        let padding = if len == original.len() { ip::padding(payload) } else { 0 };
         Ok(Edit { start, len, padding, completion: None, ..edit })
     }
 
@@ -150,7 +162,10 @@ impl Slot {
         if self.edit.is_none() || mode == EditMode::Raw || verdict == Verdict::Drop {
             return;
         }
-        if self.complete(buffer).is_some_and(|completion| completion != Completion::Everything) {
+        let Some(completion) = self.complete(buffer) else { return };
+        let is_counted =
+            self.edit.as_mut().is_none_or(|edit| std::mem::replace(&mut edit.is_counted, true));
+        if completion != Completion::Everything && !is_counted {
             binding.counters().incomplete_edit();
         }
     }

@@ -226,6 +226,11 @@ pub enum EditError {
         "the kernel cannot cut an edited UDP super-packet into datagrams; turn GSO off to edit it"
     )]
     UdpSuperPacket,
+    /// The packet is a TCP super-packet ([`SkbInfo::is_gso`](crate::SkbInfo::is_gso)) and the new payload is
+    /// shorter: if it is no longer than one segment, whose length is not known here, the kernel drops it
+    /// without a word. [`EditMode::Raw`](crate::EditMode::Raw) lets the edit through.
+    #[error("the kernel may drop a shortened TCP super-packet; turn GSO off to edit it")]
+    ShorterSuperPacket,
     /// The new payload is empty: the kernel would drop the packet.
     #[error("an empty payload would drop the packet; say so with Verdict::Drop")]
     Empty,

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use netfilterqueue_protocol::constants::{NFQNL_MSG_VERDICT, NFQNL_MSG_VERDICT_BATCH};
 use netfilterqueue_protocol::message::Ack;
+use netfilterqueue_protocol::packet::PacketIndex;
 use nix::errno::Errno;
 
 use crate::slot::Content;
@@ -58,6 +59,14 @@ impl Intake {
     /// Keeps a datagram for the next receive.
     pub(crate) fn keep(&mut self, datagram: &[u8], received: Received) {
         self.kept.push_back(Kept { datagram: datagram.into(), received });
+    }
+
+    /// Throws kept packets of queues away that `is_stale` says yes to.
+    pub(crate) fn forget(&mut self, is_stale: impl Fn(u16) -> bool) {
+        self.kept.retain(|kept| {
+            let packet = PacketIndex::salvage(&kept.datagram);
+            !packet.is_some_and(|(queue, _)| is_stale(queue))
+        });
     }
 
     /// The oldest datagram that was kept.

@@ -26,6 +26,12 @@ const HEADER_LEN: usize = 16;
 const IFINFOMSG_LEN: usize = 16;
 const REQUEST_LEN: u32 = 32;
 
+/// The kernel's port id: any program with `CAP_NET_ADMIN` can send here too.
+const KERNEL_PORT: u32 = 0;
+
+/// More names than this are forgotten, so that indexes that come and go do not pile up.
+const NAMES_MAX: usize = 1_024;
+
 /// The name is one of the answer's first attributes; what is cut off is not needed.
 const ANSWER_LEN: usize = 1024;
 
@@ -74,6 +80,9 @@ impl Interfaces {
             return name.clone();
         }
         let name = socket.as_mut()?.ask(index);
+        if names.len() >= NAMES_MAX {
+            names.clear();
+        }
         names.insert(index, (now, name.clone()));
         name
     }
@@ -86,7 +95,10 @@ impl Socket {
         self.socket.send(&request(self.sequence, index), NO_FLAGS).ok()?;
         let mut answer = [0; ANSWER_LEN];
         loop {
-            let length = self.socket.recv(&mut &mut answer[..], NO_FLAGS).ok()?;
+            let (length, sender) = self.socket.recv_from(&mut &mut answer[..], NO_FLAGS).ok()?;
+            if sender.port_number() != KERNEL_PORT {
+                continue;
+            }
             let answer = answer.get(..length).unwrap_or(&answer);
             if sequence(answer) == Some(self.sequence) {
                 return name(answer);

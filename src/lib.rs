@@ -20,10 +20,12 @@ mod ip;
 mod namespace;
 mod packet;
 mod queue;
+mod receive;
 mod retained;
 #[cfg(feature = "rules")]
 #[cfg_attr(docsrs, doc(cfg(feature = "rules")))]
 pub mod rules;
+mod run;
 mod slot;
 mod socket;
 mod stats;
@@ -63,6 +65,12 @@ const _: () = {
     sync::<RetainedPacket>();
     send::<StopHandle>();
     sync::<StopHandle>();
+    send::<StatsHandle>();
+    sync::<StatsHandle>();
+    send::<Namespace>();
+    sync::<Namespace>();
     send::<Error>();
     sync::<Error>();
+    #[cfg(feature = "rules")]
+    send::<rules::InstalledRules>();
 };

@@ -1,6 +1,8 @@
 //! Other network namespaces.
 
+use std::ffi::OsStr;
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::{panic, thread};
@@ -42,8 +44,13 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// As [`Namespace::open`].
-    pub fn named(name: impl AsRef<Path>) -> Result<Self, Error> {
+    /// As [`Namespace::open`]; `InvalidInput` for a path instead of a name.
+    pub fn named(name: impl AsRef<OsStr>) -> Result<Self, Error> {
+        let name = Path::new(name.as_ref());
+        if name.file_name() != Some(name.as_os_str()) {
+            let error = io::Error::new(io::ErrorKind::InvalidInput, "not a name");
+            return Err(Error::system(Operation::Namespace, "open")(error));
+        }
         Self::open(Path::new("/run/netns").join(name))
     }
 
@@ -63,6 +70,7 @@ impl Namespace {
     ///
     /// [`Error::System`] if the namespace cannot be entered: that needs `CAP_SYS_ADMIN` in the user
     /// namespace that owns it, and in the caller's (`EPERM`); `EINVAL` if it is no network namespace.
+    /// Also if the system has no thread left.
     ///
     /// # Panics
     ///
@@ -73,9 +81,11 @@ impl Namespace {
                 .map_err(Error::system(Operation::Namespace, "setns"))?;
             Ok(work())
         };
-        thread::scope(|scope| match scope.spawn(enter_and_work).join() {
-            Ok(result) => result,
-            Err(panic) => panic::resume_unwind(panic),
+        thread::scope(|scope| {
+            let thread = thread::Builder::new()
+                .spawn_scoped(scope, enter_and_work)
+                .map_err(Error::system(Operation::Namespace, "clone"))?;
+            thread.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
         })
     }
 }

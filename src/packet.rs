@@ -36,7 +36,6 @@ use crate::verdicts::L2Header;
 /// # }
 /// ```
 #[derive(Debug)]
-#[non_exhaustive]
 pub struct Decided<'a> {
     /// Invariant, so that the proof of one batch's packet does not pass for another's.
     packet: PhantomData<fn(&'a ()) -> &'a ()>,
@@ -107,12 +106,12 @@ impl<'a> Packet<'a> {
     ///
     /// # Errors
     ///
-    /// As [`Packet::payload_mut`]; [`EditError::Empty`], [`EditError::TooShort`] and
-    /// [`EditError::TooLong`] for a payload that cannot be sent back.
+    /// As [`Packet::payload_mut`]; [`EditError::Empty`], [`EditError::TooShort`], [`EditError::TooLong`] and
+    /// [`EditError::ShorterSuperPacket`] for a payload that cannot be sent back.
     pub fn set_payload(&mut self, payload: &[u8]) -> Result<(), EditError> {
         let terms = self.slot.edit_terms(self.binding);
         let room = self.buffer.len();
-        let edit = self.slot.place_payload(self.buffer, room, payload.len(), terms)?;
+        let edit = self.slot.place_payload(self.buffer, room, payload, terms)?;
         if let Some(target) = self.buffer.get_mut(edit.range()) {
             target.copy_from_slice(payload);
             self.slot.edit = Some(edit);

@@ -3,8 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use netfilterqueue_protocol::config::{Command, ConfigFlags, ConfigMessage, CopyMode, FlagChange};
 use nix::errno::Errno;
@@ -15,14 +14,8 @@ use crate::builder::{QueueBuilder, QueueNumbers};
 use crate::control::Control;
 use crate::error::{Error, Operation};
 use crate::intake::Intake;
-use crate::packet::{Decided, Packet};
-use crate::socket::{RECEIVE_MAX, Received, Wake};
 use crate::stats::{KernelStats, KernelTable, Refusal, Stats, StatsHandle};
 use crate::stop::StopHandle;
-use crate::verdicts::Answer;
-
-/// When to try again to send verdicts that nobody else can.
-const ORPHANS_RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// One or several queue numbers that this program holds, and the socket their packets come through.
 ///
@@ -38,17 +31,19 @@ const ORPHANS_RETRY_AFTER: Duration = Duration::from_millis(50);
 /// [`Queue::close`] does the same and reports errors; [`Queue::drain`] judges them first.
 #[derive(Debug)]
 pub struct Queue {
-    binding: Arc<Binding>,
+    pub(crate) binding: Arc<Binding>,
     control: Control,
-    intake: Intake,
+    pub(crate) intake: Intake,
     settings: Settings,
     kernel_table: io::Result<KernelTable>,
-    batch_len: usize,
+    pub(crate) batch_len: usize,
     /// The buffers of [`Queue::run`], kept from one call to the next.
-    batch: Option<Batch>,
-    nonblocking: bool,
+    pub(crate) batch: Option<Batch>,
+    pub(crate) nonblocking: bool,
     /// The last receive call emptied the socket, so that waiting comes first now.
-    drained: bool,
+    pub(crate) drained: bool,
+    /// When to try again to send verdicts that nobody else can.
+    pub(crate) retry_at: Option<Instant>,
 }
 
 /// What the kernel was told about a queue.
@@ -107,293 +102,8 @@ impl Queue {
             batch: None,
             nonblocking: parts.nonblocking,
             drained: false,
+            retry_at: None,
         }
-    }
-
-    /// Judges packets until a [`StopHandle`] is used: receives a batch, calls `judge` for each packet, and
-    /// sends the verdicts of the batch. In non-blocking mode, returns as soon as no packet waits.
-    ///
-    /// `judge` cannot forget a packet: only [`Packet::accept`], [`Packet::verdict`] and [`Packet::retain`]
-    /// yield the [`Decided`] it must return. Write it in place or as a function: a closure that is first
-    /// bound to a name is not general enough. Should it panic, the packets it has judged get their
-    /// verdicts, and the rest of the batch gets the default verdict.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Queue::recv`], except [`Error::Stopped`] and [`Error::WouldBlock`], and those of
-    /// [`Batch::commit`]. Verdicts that could not be sent are sent with the next receive, edited packets
-    /// then with the default verdict.
-    pub fn run<F>(&mut self, mut judge: F) -> Result<(), Error>
-    where
-        F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
-    {
-        match self.run_until_error(&mut judge) {
-            Error::Stopped | Error::WouldBlock => Ok(()),
-            error => Err(error),
-        }
-    }
-
-    /// Judges packets until receiving or sending fails, and returns why.
-    fn run_until_error<F>(&mut self, judge: &mut F) -> Error
-    where
-        F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
-    {
-        let mut batch = self.batch.take().unwrap_or_else(|| Batch::new(self.batch_len));
-        loop {
-            match self.recv(&mut batch) {
-                Ok(_) => {}
-                Err(error) => {
-                    if matches!(error, Error::Stopped | Error::WouldBlock) {
-                        self.batch = Some(batch);
-                    }
-                    return error;
-                }
-            }
-            for packet in &mut batch {
-                judge(packet);
-            }
-            if let Err(error) = batch.commit() {
-                return error;
-            }
-        }
-    }
-
-    /// Judges the packets of several queues with a thread each, until one of them is stopped by its
-    /// [`StopHandle`] or fails; then all are stopped, this once. Which queue a packet is of, it tells itself
-    /// ([`Packet::queue`]).
-    ///
-    /// ```no_run
-    /// use netfilterqueue::Queue;
-    ///
-    /// let mut queues = Queue::builder(0..=3).bind_each()?;
-    /// Queue::run_all(&mut queues, |packet| packet.accept())?;
-    /// # Ok::<(), netfilterqueue::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// As [`Queue::run`]: that of the queue which failed first, in the order given.
-    ///
-    /// # Panics
-    ///
-    /// If `judge` panics, after the other threads have ended.
-    pub fn run_all<F>(queues: &mut [Self], judge: F) -> Result<(), Error>
-    where
-        F: for<'p> Fn(Packet<'p>) -> Decided<'p> + Sync,
-    {
-        let stops: Vec<StopHandle> = queues.iter().map(Self::stop_handle).collect();
-        let _used_up = UseUpStops(&stops);
-        let (judge, stops) = (&judge, &StopAll(&stops));
-        thread::scope(|scope| {
-            let threads: Vec<_> = queues
-                .iter_mut()
-                .map(|queue| {
-                    scope.spawn(move || {
-                        // Also if the judge panics.
-                        let _stop = stops.on_drop();
-                        queue.run(judge)
-                    })
-                })
-                .collect();
-            let results: Vec<_> = threads.into_iter().map(thread::ScopedJoinHandle::join).collect();
-            // A panic is more than an error.
-            match results.into_iter().collect::<Result<Vec<_>, _>>() {
-                Ok(results) => results.into_iter().collect(),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
-    }
-
-    /// Judges everything that is queued, then gives the numbers back: an end without loss.
-    ///
-    /// First the queue is closed to new packets, by a length of 0: until it is unbound the kernel drops
-    /// them, or accepts them if the queue fails open. Where that matters, pause the rules that feed it before
-    /// (`rules::InstalledRules::pause`); removing them would make the kernel drop what waits. Packets that are still retained are dropped by the kernel, as with [`Queue::close`]. A
-    /// [`StopHandle`] does not end it.
-    ///
-    /// # Errors
-    ///
-    /// As [`Queue::run`] and [`Queue::close`].
-    pub fn drain<F>(mut self, mut judge: F) -> Result<(), Error>
-    where
-        F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
-    {
-        self.set_max_len(0)?;
-        self.nonblocking = true;
-        loop {
-            match self.run_until_error(&mut judge) {
-                Error::WouldBlock => return self.close(),
-                // Often it is drained because it was told to stop, perhaps more than once.
-                Error::Stopped => {}
-                error => return Err(error),
-            }
-        }
-    }
-
-    /// Receives packets into `batch`, as many as wait and fit, and returns how many. Blocks for the first
-    /// one only: usually one `poll`, then one `recvmmsg` per 64 packets. What the batch held before is
-    /// committed first.
-    ///
-    /// The kernel's refusals of verdicts come along with packets and take up slots of the batch, so that
-    /// fewer packets may be received than wait. Packets that cannot be read (see
-    /// [`Stats::truncated`]) are counted and have their verdict, but iteration does not show them.
-    ///
-    /// Signals do not end it, and neither does an overrun of the receive buffer, which is counted.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Stopped`] after a [`StopHandle`] was used, once. [`Error::WouldBlock`] in
-    /// non-blocking mode if no packet waits. [`Error::System`] if the socket fails, or an
-    /// earlier batch cannot be committed; then nothing is received.
-    pub fn recv(&mut self, batch: &mut Batch) -> Result<usize, Error> {
-        self.recv_until(batch, None)
-    }
-
-    /// As [`Queue::recv`], for no longer than `timeout`, to the millisecond; also in non-blocking mode.
-    ///
-    /// # Errors
-    ///
-    /// As [`Queue::recv`]; [`Error::WouldBlock`] if no packet has come in time.
-    pub fn recv_timeout(&mut self, batch: &mut Batch, timeout: Duration) -> Result<usize, Error> {
-        let nonblocking = std::mem::take(&mut self.nonblocking);
-        // What is out of the clock's range is for ever.
-        let result = self.recv_until(batch, Instant::now().checked_add(timeout));
-        self.nonblocking = nonblocking;
-        result
-    }
-
-    fn recv_until(&mut self, batch: &mut Batch, until: Option<Instant>) -> Result<usize, Error> {
-        batch.commit_leftovers()?;
-        // Without waiting, only asking tells whether more has come.
-        self.drained &= !self.nonblocking;
-        loop {
-            self.binding.wake().reset();
-            if self.binding.wake().take_stop() {
-                return Err(Error::Stopped);
-            }
-            let retry_at = self.answer_for_others();
-            let packets = self.fill(batch)?;
-            if packets > 0 {
-                return Ok(packets);
-            }
-            if !self.drained {
-                // Only answers and refusals were received; there may be more behind them.
-                continue;
-            }
-            if self.nonblocking {
-                return Err(Error::WouldBlock);
-            }
-            let wake_at = [retry_at, self.next_deadline(), until].into_iter().flatten().min();
-            // Waiting comes first, also where there is no time for it: a packet may have come.
-            if self.wait(wake_at)? == Wake::Nothing
-                && until.is_some_and(|until| until <= Instant::now())
-            {
-                // The same moment may be somebody's deadline.
-                self.answer_for_others();
-                return Err(Error::WouldBlock);
-            }
-        }
-    }
-
-    /// Gives packets their verdicts that nobody else will. Returns when to try again what did not work.
-    fn answer_for_others(&self) -> Option<Instant> {
-        if self.binding.deadlines().next().is_some() {
-            let expired = self.binding.deadlines().expire(Instant::now());
-            if !expired.is_empty() {
-                self.binding.counters().expired(expired.len());
-                let verdict = self.binding.terms().on_undecided;
-                let answers =
-                    expired.into_iter().map(|(queue, id)| Answer::plain(queue, id, verdict));
-                self.binding.adopt(answers);
-            }
-        }
-        self.binding.send_orphans().then(|| Instant::now() + ORPHANS_RETRY_AFTER)
-    }
-
-    /// One pass over what has been kept and what waits. Returns the number of packets.
-    fn fill(&mut self, batch: &mut Batch) -> Result<usize, Error> {
-        let mut filled = 0;
-        let mut packets = 0;
-        let mut received = [Received::default(); RECEIVE_MAX];
-        // Packets of the same queue come in runs; they are counted by the run.
-        let (mut queue, mut run) = (0, 0);
-        while filled < batch.capacity() {
-            let count = if let Some(kept) = self.intake.next_kept() {
-                let (_, buffer) = batch.slots_mut().at_mut(filled);
-                received[0] = kept.copy_into(buffer);
-                1
-            } else if self.drained {
-                break;
-            } else {
-                match self.receive(batch, filled, &mut received) {
-                    Ok(count) => count,
-                    // The packets at hand come first; the error will come again.
-                    Err(_) if packets > 0 => break,
-                    Err(error) => return Err(error),
-                }
-            };
-            for (at, received) in received[..count].iter().enumerate() {
-                let (slot, buffer) = batch.slots_mut().at_mut(filled + at);
-                let datagram = buffer.get(..received.length).unwrap_or(buffer);
-                let content = slot.load(datagram, *received);
-                if self.intake.count(&content, self.binding.outstanding()) {
-                    if slot.queue() != queue {
-                        self.binding.outstanding().received(queue, run);
-                        (queue, run) = (slot.queue(), 0);
-                    }
-                    run += 1;
-                    packets += 1;
-                }
-            }
-            filled += count;
-        }
-        self.binding.outstanding().received(queue, run);
-        self.binding.counters().publish(&self.intake.stats);
-        if packets > 0 {
-            batch.attach(&self.binding);
-        }
-        Ok(packets)
-    }
-
-    /// One `recvmmsg` into the buffers from the one at `first` on.
-    fn receive(
-        &mut self,
-        batch: &mut Batch,
-        first: usize,
-        received: &mut [Received; RECEIVE_MAX],
-    ) -> Result<usize, Error> {
-        let wanted = received.len().min(batch.capacity() - first);
-        self.intake.stats.receive_calls += 1;
-        let buffers = batch.slots_mut().buffers_mut(first);
-        match self.binding.socket().receive(buffers, &mut received[..wanted]) {
-            Ok(count) => {
-                self.drained = count < wanted;
-                Ok(count)
-            }
-            Err(Errno::EAGAIN) => {
-                self.drained = true;
-                Ok(0)
-            }
-            Err(Errno::EINTR) => Ok(0),
-            Err(Errno::ENOBUFS) => {
-                self.intake.count_overrun(self.binding.outstanding());
-                Ok(0)
-            }
-            Err(errno) => Err(Error::system(Operation::Receive, "recvmmsg")(errno)),
-        }
-    }
-
-    fn wait(&mut self, until: Option<Instant>) -> Result<Wake, Error> {
-        self.intake.stats.wait_calls += 1;
-        // Rounded up: a wait that ends too early only has to begin again.
-        let timeout = until.map(|until| {
-            until.saturating_duration_since(Instant::now()) + Duration::from_micros(999)
-        });
-        let wake = self.binding.socket().wait(Some(self.binding.wake().event()), timeout);
-        let wake = wake.map_err(Error::system(Operation::Receive, "poll"))?;
-        // What else it was woken for, the loop looks.
-        self.drained &= wake != Wake::Readable;
-        Ok(wake)
     }
 
     /// A handle that makes a blocked [`Queue::recv`] or [`Queue::run`] return, from any thread.
@@ -437,12 +147,13 @@ impl Queue {
         self.intake.take_refusals()
     }
 
-    /// When the next deadline of a retained packet passes
-    /// ([`RetainedPacket::set_deadline`](crate::RetainedPacket::set_deadline)): a program that does not
-    /// block in [`Queue::recv`] calls it by then.
+    /// When a program that does not block in [`Queue::recv`] should call it although no packet may have come:
+    /// when the next deadline of a retained packet passes
+    /// ([`RetainedPacket::set_deadline`](crate::RetainedPacket::set_deadline)), or a verdict that could not be
+    /// sent is to be tried again.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.binding.deadlines().next()
+        self.binding.deadlines().next().into_iter().chain(self.retry_at).min()
     }
 
     /// The queue numbers, ascending.
@@ -575,31 +286,6 @@ impl Drop for Queue {
                 let _ = self.control.send(&self.binding, &unbind);
             }
         }
-    }
-}
-
-/// Stops queues that are run together.
-struct StopAll<'a>(&'a [StopHandle]);
-
-impl<'a> StopAll<'a> {
-    const fn on_drop(&self) -> Self {
-        Self(self.0)
-    }
-}
-
-impl Drop for StopAll<'_> {
-    fn drop(&mut self) {
-        self.0.iter().for_each(StopHandle::stop);
-    }
-}
-
-/// Takes back the stops that queues which are run together have given each other: the next run of one must
-/// not end because of them.
-struct UseUpStops<'a>(&'a [StopHandle]);
-
-impl Drop for UseUpStops<'_> {
-    fn drop(&mut self) {
-        self.0.iter().for_each(StopHandle::use_up);
     }
 }
 

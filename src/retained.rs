@@ -132,7 +132,7 @@ impl RetainedPacket {
     /// As [`Packet::set_payload`](crate::Packet::set_payload).
     pub fn set_payload(&mut self, payload: &[u8]) -> Result<(), EditError> {
         let terms = self.slot.edit_terms(&self.binding);
-        let edit = self.slot.place_payload(&self.buffer, usize::MAX, payload.len(), terms)?;
+        let edit = self.slot.place_payload(&self.buffer, usize::MAX, payload, terms)?;
         let len = self.buffer.len().max(edit.range().end);
         self.buffer.resize(len, 0);
         if let Some(target) = self.buffer.get_mut(edit.range()) {
@@ -170,6 +170,7 @@ impl RetainedPacket {
         }
         let result = self.send_claimed(verdict);
         if result.is_err()
+            && !matches!(result, Err(Error::Closed))
             && let Some(at) = self.deadline()
         {
             self.deadline = Some(self.register(at));
@@ -201,11 +202,11 @@ impl Drop for RetainedPacket {
             return;
         }
         match self.send(None) {
-            // Somebody else has answered.
-            Ok(()) | Err(Error::Expired) => {}
+            // It is answered here, by the queue, or by the kernel.
+            Ok(()) | Err(Error::Expired | Error::Closed) => {}
             Err(_) => {
                 if self.deadline.take().is_none_or(|deadline| deadline.claim.take()) {
-                    self.binding.adopt(std::iter::once(self.default_answer()));
+                    self.binding.hand_over(std::iter::once(self.default_answer()));
                 }
             }
         }

@@ -16,6 +16,7 @@ use nix::sys::socket::{
     MsgFlags, MultiHeaders, NetlinkAddr, bind, getsockname, getsockopt, recvmmsg, sendmsg,
     setsockopt,
 };
+use socket2::{Protocol, SockRef};
 
 use crate::error::{Error, Operation};
 
@@ -37,7 +38,7 @@ const SEND_RETRIES: u32 = 50;
 const SEND_RETRY_AFTER: Duration = Duration::from_millis(1);
 
 /// What is wrong with a socket that cannot be used.
-pub(crate) const NOT_NETFILTER: &str = "the descriptor is not a NETLINK_NETFILTER socket";
+const NOT_NETFILTER: &str = "the descriptor is not a NETLINK_NETFILTER socket";
 
 /// The port id of the kernel itself.
 const KERNEL_PORT: u32 = 0;
@@ -120,6 +121,11 @@ impl Socket {
     /// has none.
     pub(crate) fn adopt(fd: OwnedFd) -> Result<Self, Error> {
         let failed = |call| Error::system::<Errno>(Operation::Open, call);
+        if SockRef::from(&fd).protocol().ok().flatten()
+            != i32::try_from(NETLINK_NETFILTER).ok().map(Protocol::from)
+        {
+            return Err(Error::InvalidQueue(NOT_NETFILTER));
+        }
         let port = |fd: &OwnedFd| match getsockname::<NetlinkAddr>(fd.as_raw_fd()) {
             Ok(address) => Ok(address.pid()),
             Err(Errno::EINVAL | Errno::ENOTSOCK) => Err(Error::InvalidQueue(NOT_NETFILTER)),

@@ -83,7 +83,8 @@ impl StatsHandle {
     /// The counters now. What the queue receives is entered once per receive call.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let held = self.binding.upgrade().map_or(0, |binding| binding.outstanding().count());
+        let open = self.binding.upgrade().filter(|binding| !binding.is_closed());
+        let held = open.map_or(0, |binding| binding.outstanding().count());
         self.counters.stats(held)
     }
 }

@@ -101,6 +101,11 @@ impl Outstanding {
         self.exact_only.store(true, Ordering::SeqCst);
     }
 
+    /// Whether a queue is one of those.
+    pub(crate) fn is_ours(&self, queue: u16) -> bool {
+        self.of(queue).is_some()
+    }
+
     /// The queue numbers, ascending.
     pub(crate) fn queues(&self) -> impl ExactSizeIterator<Item = u16> {
         self.queues.iter().map(|(number, _)| *number)

@@ -6,7 +6,8 @@ use std::thread;
 use caps::{CapSet, Capability};
 use netfilterqueue::rules::{Hook, InstalledRules, Protocol, Rule, Rules};
 use netfilterqueue::{
-    Batch, ConfigFlags, CopyMode, Error, FlagChange, Operation, Queue, RetainedPacket, Verdict,
+    Batch, ConfigFlags, CopyMode, Decided, Error, FlagChange, Operation, Packet, Queue,
+    RetainedPacket, Verdict,
 };
 use netfilterqueue_netns::Namespace;
 use nix::sys::socket::setsockopt;
@@ -19,7 +20,7 @@ use crate::support::{
 };
 use crate::{Test, tests};
 
-pub const TESTS: [Test; 17] = tests![
+pub const TESTS: [Test; 18] = tests![
     draining_judges_everything_that_is_queued,
     draining_judges_the_packets_of_all_numbers,
     draining_with_paused_rules_loses_nothing,
@@ -30,6 +31,7 @@ pub const TESTS: [Test; 17] = tests![
     draining_a_full_receive_buffer_judges_what_was_delivered,
     draining_without_the_capability_says_so,
     draining_that_cannot_send_a_verdict_says_so,
+    a_drained_queue_can_be_opened_again,
     counters_are_read_while_run_blocks_and_afterwards,
     supported_flags_are_those_that_can_be_bound,
     settings_are_those_of_the_kernel,
@@ -38,6 +40,14 @@ pub const TESTS: [Test; 17] = tests![
     equal_priorities_are_one_message,
     a_retained_packet_takes_its_priority_along,
 ];
+
+fn drain_and_close<F>(mut queue: Queue, judge: F) -> Result<(), Error>
+where
+    F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
+{
+    queue.drain(judge)?;
+    queue.close()
+}
 
 /// Asserts that the number is free.
 fn expect_free(number: u16) {
@@ -53,13 +63,12 @@ fn draining_judges_everything_that_is_queued(_: &Namespace) {
     (0..packets).for_each(|number| udp.send(&number.to_be_bytes()));
     let stats = queue.stats_handle();
     let mut ids = Vec::new();
-    queue
-        .drain(|packet| {
-            ids.push(packet.id());
-            // What arrives must also have room there.
-            packet.verdict(if ids.len() <= 100 { Verdict::Accept } else { Verdict::Drop })
-        })
-        .unwrap();
+    drain_and_close(queue, |packet| {
+        ids.push(packet.id());
+        // What arrives must also have room there.
+        packet.verdict(if ids.len() <= 100 { Verdict::Accept } else { Verdict::Drop })
+    })
+    .unwrap();
     assert_eq!(ids, (1..=packets).collect::<Vec<_>>());
     assert_eq!(udp.receive_all(100).last().unwrap(), &99_u32.to_be_bytes());
     let stats = stats.stats();
@@ -77,13 +86,12 @@ fn draining_judges_the_packets_of_all_numbers(_: &Namespace) {
     feed.send_each(3..6);
     let stats = queue.stats_handle();
     let mut judged = 0;
-    queue
-        .drain(|packet| {
-            judged += 1;
-            let verdict = if packet.queue() == 5 { Verdict::Accept } else { Verdict::Drop };
-            packet.verdict(verdict)
-        })
-        .unwrap();
+    drain_and_close(queue, |packet| {
+        judged += 1;
+        let verdict = if packet.queue() == 5 { Verdict::Accept } else { Verdict::Drop };
+        packet.verdict(verdict)
+    })
+    .unwrap();
     assert_eq!(judged, 12);
     assert_eq!(feed.udp[1].receive_all(6), [[0], [1], [2], [3], [4], [5]]);
     feed.udp[0].expect_nothing();
@@ -100,7 +108,7 @@ fn draining_with_paused_rules_loses_nothing(_: &Namespace) {
     udp.send_each(0..3);
     rules.pause().unwrap();
     udp.send(&[3]);
-    queue.drain(|packet| packet.verdict(Verdict::Accept)).unwrap();
+    drain_and_close(queue, |packet| packet.verdict(Verdict::Accept)).unwrap();
     udp.send(&[4]);
     assert_eq!(udp.receive_all(5), [[3], [0], [1], [2], [4]]);
 }
@@ -112,13 +120,12 @@ fn drain_while_more_come(fail_open: bool) -> Vec<Vec<u8>> {
     let udp = UdpPair::new(V4);
     udp.send_each(0..20);
     let mut judged = Vec::new();
-    queue
-        .drain(|packet| {
-            judged.push(byte(&packet));
-            udp.send(&[100]);
-            packet.accept()
-        })
-        .unwrap();
+    drain_and_close(queue, |packet| {
+        judged.push(byte(&packet));
+        udp.send(&[100]);
+        packet.accept()
+    })
+    .unwrap();
     assert_eq!(judged, (0..20).collect::<Vec<_>>());
     let arriving = if fail_open { 40 } else { 20 };
     let mut arrived = udp.receive_all(arriving);
@@ -146,16 +153,15 @@ fn draining_drops_what_is_retained(_: &Namespace) {
     let mut retained: Vec<RetainedPacket> =
         batch.iter_mut().take(1).map(|packet| packet.retain().0).collect();
     udp.send_each(2..4);
-    queue
-        .drain(|packet| {
-            if byte(&packet) == 2 {
-                return packet.accept();
-            }
-            let (more, decided) = packet.retain();
-            retained.push(more);
-            decided
-        })
-        .unwrap();
+    drain_and_close(queue, |packet| {
+        if byte(&packet) == 2 {
+            return packet.accept();
+        }
+        let (more, decided) = packet.retain();
+        retained.push(more);
+        decided
+    })
+    .unwrap();
     assert_eq!(retained.len(), 2);
     for packet in retained {
         let error = packet.accept().unwrap_err().error;
@@ -175,12 +181,11 @@ fn draining_is_not_ended_by_a_stop(_: &Namespace) {
     udp.send_each(0..6);
     // Impatience is no reason to lose packets.
     stop.stop();
-    queue
-        .drain(|packet| {
-            stop.stop();
-            packet.accept()
-        })
-        .unwrap();
+    drain_and_close(queue, |packet| {
+        stop.stop();
+        packet.accept()
+    })
+    .unwrap();
     assert_eq!(udp.receive_all(6), [[0], [1], [2], [3], [4], [5]]);
 }
 
@@ -192,12 +197,11 @@ fn draining_a_full_receive_buffer_judges_what_was_delivered(_: &Namespace) {
     udp.send_each(0..30);
     let stats = queue.stats_handle();
     let mut judged = 0;
-    queue
-        .drain(|packet| {
-            judged += 1;
-            packet.accept()
-        })
-        .unwrap();
+    drain_and_close(queue, |packet| {
+        judged += 1;
+        packet.accept()
+    })
+    .unwrap();
     assert!((1..30).contains(&judged), "{judged} packets fit");
     udp.receive_all(judged);
     assert_eq!((stats.stats().held, stats.stats().refused), (0, 0));
@@ -210,7 +214,7 @@ fn draining_without_the_capability_says_so(_: &Namespace) {
     let udp = UdpPair::new(V4);
     udp.send(b"a");
     caps::drop(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap();
-    let result = queue.drain(|_| panic!("a packet was judged"));
+    let result = drain_and_close(queue, |_| panic!("a packet was judged"));
     caps::raise(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap();
     let error = result.unwrap_err();
     let is_told = matches!(error, Error::NoCapability { operation: Operation::Configure });
@@ -226,7 +230,7 @@ fn draining_that_cannot_send_a_verdict_says_so(_: &Namespace) {
     udp.send(&[0; 9_000]);
     // Makes long verdicts impossible to send, as on a host without memory.
     setsockopt(&queue, SndBuf, &1).unwrap();
-    let result = queue.drain(|mut packet| {
+    let result = drain_and_close(queue, |mut packet| {
         packet.payload_mut().unwrap();
         packet.accept()
     });
@@ -235,6 +239,21 @@ fn draining_that_cannot_send_a_verdict_says_so(_: &Namespace) {
     assert!(is_told, "{error:?}");
     expect_free(1);
     udp.expect_nothing();
+}
+
+fn a_drained_queue_can_be_opened_again(_: &Namespace) {
+    let mut queue = Queue::builder(1).nonblocking(true).bind().unwrap();
+    let _rules = queue_udp(1);
+    let udp = UdpPair::new(V4);
+    udp.send(&[0]);
+    queue.drain(|packet| packet.verdict(Verdict::Accept)).unwrap();
+    assert_eq!(queue.max_len(), 0);
+    udp.send(&[1]);
+    queue.drain(|_| panic!("nothing is let in")).unwrap();
+    queue.set_max_len(10).unwrap();
+    udp.send(&[2]);
+    queue.run(|packet| packet.verdict(Verdict::Accept)).unwrap();
+    assert_eq!(udp.receive_all(2), [[0], [2]]);
 }
 
 fn counters_are_read_while_run_blocks_and_afterwards(_: &Namespace) {

@@ -23,13 +23,14 @@ use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt::RcvBuf};
 use nix::unistd::gettid;
 
+use crate::held::byte;
 use crate::support::{
     QUIET, UdpPair, V4, expect_no_packet, judge, kernel_stats, queue_udp, receive_exactly,
     wait_until,
 };
 use crate::{Test, tests};
 
-pub const TESTS: [Test; 17] = tests![
+pub const TESTS: [Test; 18] = tests![
     a_namespace_is_opened_by_its_descriptor,
     a_namespace_is_opened_by_a_thread_in_it,
     a_namespace_is_opened_by_a_process_in_it,
@@ -46,6 +47,7 @@ pub const TESTS: [Test; 17] = tests![
     a_socket_without_a_port_gets_one,
     binding_a_socket_needs_the_capability,
     packets_of_another_number_on_the_socket_are_judged_exactly,
+    what_an_earlier_user_of_the_socket_left_is_given_up,
     an_overrun_of_a_socket_that_reports_it_is_survived,
 ];
 
@@ -249,7 +251,12 @@ fn a_socket_from_elsewhere_is_bound_here(_: &Namespace) {
     assert_eq!((packet.outdev(), packet.outdev_name()), (Some(1), None), "out of reach");
     judge(&mut batch, Verdict::Accept);
     assert_eq!(udp.receive_all(3), [[0], [1], [2]]);
-    assert_eq!(queue.stats().cumulative_verdicts, 1);
+    let stats = queue.stats();
+    assert_eq!(
+        (stats.exact_verdicts, stats.cumulative_verdicts),
+        (3, 0),
+        "nobody knows who else reads"
+    );
     let error = queue.kernel_stats().unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::Unsupported);
     queue.set_max_len(5).unwrap();
@@ -353,8 +360,6 @@ fn packets_of_another_number_on_the_socket_are_judged_exactly(_: &Namespace) {
     };
     bind.push(1, &mut request);
     assert_eq!(socket.send_to(&request, &SocketAddr::new(0, 0), 0).unwrap(), request.len());
-    let error = Queue::builder(9).bind_on(fd.try_clone().unwrap()).unwrap_err();
-    assert!(matches!(error, Error::QueueTaken { queue: 9 }), "{error:?}");
     let mut queue = Queue::builder(1).bind_on(fd).unwrap();
     let rules = queue_udp(9);
     let udp = UdpPair::new(V4);
@@ -378,8 +383,32 @@ fn packets_of_another_number_on_the_socket_are_judged_exactly(_: &Namespace) {
     let _rules = queue_udp(1);
     udp.send_each(0..3);
     judge(&mut receive_exactly(&mut queue, 3), Verdict::Accept);
-    assert_eq!(queue.stats().cumulative_verdicts, 1, "of its own number");
+    assert_eq!(queue.stats().cumulative_verdicts, 0, "nor of its own number");
     assert_eq!((queue.stats().held, queue.stats().refused), (0, 0));
+}
+
+/// A worker has died, and its socket is passed to the next one.
+fn what_an_earlier_user_of_the_socket_left_is_given_up(_: &Namespace) {
+    let socket = open_socket().unwrap();
+    let _rules = queue_udp(1);
+    let udp = UdpPair::new(V4);
+    let dead = Queue::builder([1, 2]).bind_on(socket.try_clone().unwrap()).unwrap();
+    udp.send_each(0..3);
+    // It gives nothing back.
+    std::mem::forget(dead);
+    let mut queue = Queue::builder(1).bind_on(socket.try_clone().unwrap()).unwrap();
+    udp.send_each(10..12);
+    let mut batch = receive_exactly(&mut queue, 2);
+    let seen: Vec<_> = batch.iter_mut().map(|packet| (packet.id(), byte(&packet))).collect();
+    assert_eq!(seen, [(1, 10), (2, 11)], "those of the old binding would have the same ids");
+    judge(&mut batch, Verdict::Accept);
+    assert_eq!(udp.receive_all(2), [[10], [11]]);
+    let stats = queue.stats();
+    assert_eq!((stats.received, stats.lost, stats.refused), (2, 0, 0));
+    let error = Queue::builder(2).bind().unwrap_err();
+    assert!(matches!(error, Error::QueueTaken { queue: 2 }), "still bound: {error:?}");
+    drop(Queue::builder(2).bind_on(socket).unwrap());
+    Queue::builder(2).bind().expect("it is free now");
 }
 
 fn an_overrun_of_a_socket_that_reports_it_is_survived(_: &Namespace) {

@@ -1,0 +1,180 @@
+//! Receiving on a queue: waiting for packets, and seeing to verdicts that nobody else gives.
+
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use crate::batch::Batch;
+use crate::error::{Error, Operation};
+use crate::queue::Queue;
+use crate::socket::{RECEIVE_MAX, Received, Wake};
+use crate::verdicts::Answer;
+
+/// After this long, verdicts that could not be sent and that nobody else can send are tried again.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+impl Queue {
+    /// Receives packets into `batch`, as many as wait and fit, and returns how many. Blocks for the first
+    /// one only: usually one `poll`, then one `recvmmsg` per 64 packets. What the batch held before is
+    /// committed first.
+    ///
+    /// The kernel's refusals of verdicts come along with packets and take up slots of the batch, so that
+    /// fewer packets may be received than wait. Packets that cannot be read (see
+    /// [`Stats::truncated`]) are counted and have their verdict, but iteration does not show them.
+    ///
+    /// Signals do not end it, and neither does an overrun of the receive buffer, which is counted.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Stopped`] after a [`StopHandle`] was used, once. [`Error::WouldBlock`] in
+    /// non-blocking mode if no packet waits. [`Error::System`] if the socket fails, or an
+    /// earlier batch cannot be committed; then nothing is received.
+    pub fn recv(&mut self, batch: &mut Batch) -> Result<usize, Error> {
+        self.recv_until(batch, None)
+    }
+
+    /// As [`Queue::recv`], for no longer than `timeout`, to the millisecond; also in non-blocking mode.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::recv`]; [`Error::WouldBlock`] if no packet has come in time.
+    pub fn recv_timeout(&mut self, batch: &mut Batch, timeout: Duration) -> Result<usize, Error> {
+        let nonblocking = std::mem::take(&mut self.nonblocking);
+        // What is out of the clock's range is for ever.
+        let result = self.recv_until(batch, Instant::now().checked_add(timeout));
+        self.nonblocking = nonblocking;
+        result
+    }
+
+    fn recv_until(&mut self, batch: &mut Batch, until: Option<Instant>) -> Result<usize, Error> {
+        batch.commit_leftovers()?;
+        // Without waiting, only asking tells whether more has come.
+        self.drained &= !self.nonblocking;
+        loop {
+            self.binding.wake().reset();
+            self.answer_for_others();
+            if self.binding.wake().take_stop() {
+                return Err(Error::Stopped);
+            }
+            let packets = self.fill(batch)?;
+            if packets > 0 {
+                return Ok(packets);
+            }
+            if !self.drained && until.is_none_or(|until| Instant::now() < until) {
+                // Only answers and refusals were received; there may be more behind them.
+                continue;
+            }
+            if self.nonblocking {
+                return Err(Error::WouldBlock);
+            }
+            let wake_at = self.next_deadline().into_iter().chain(until).min();
+            // Waiting comes first, also where there is no time for it: a packet may have come.
+            if self.wait(wake_at)? == Wake::Nothing
+                && until.is_some_and(|until| until <= Instant::now())
+            {
+                // The same moment may be somebody's deadline.
+                self.answer_for_others();
+                return Err(Error::WouldBlock);
+            }
+        }
+    }
+
+    /// Gives packets their verdicts that nobody else will.
+    fn answer_for_others(&mut self) {
+        if self.binding.deadlines().next().is_some() {
+            let expired = self.binding.deadlines().expire(Instant::now());
+            self.binding.counters().expired(expired.len());
+            let verdict = self.binding.terms().on_undecided;
+            let answers = expired.into_iter().map(|(queue, id)| Answer::plain(queue, id, verdict));
+            self.binding.adopt(answers);
+        }
+        let is_left = self.binding.send_orphans();
+        self.retry_at = is_left.then(|| Instant::now() + RETRY_AFTER);
+    }
+
+    /// One pass over what has been kept and what waits. Returns the number of packets.
+    fn fill(&mut self, batch: &mut Batch) -> Result<usize, Error> {
+        let mut filled = 0;
+        let mut packets = 0;
+        let mut received = [Received::default(); RECEIVE_MAX];
+        // Packets of the same queue come in runs; they are counted by the run.
+        let (mut queue, mut run) = (0, 0);
+        while filled < batch.capacity() {
+            let count = if let Some(kept) = self.intake.next_kept() {
+                let (_, buffer) = batch.slots_mut().at_mut(filled);
+                received[0] = kept.copy_into(buffer);
+                1
+            } else if self.drained {
+                break;
+            } else {
+                match self.receive(batch, filled, &mut received) {
+                    Ok(count) => count,
+                    // The packets at hand come first; the error will come again.
+                    Err(_) if packets > 0 => break,
+                    Err(error) => return Err(error),
+                }
+            };
+            for (at, received) in received[..count].iter().enumerate() {
+                let (slot, buffer) = batch.slots_mut().at_mut(filled + at);
+                let datagram = buffer.get(..received.length).unwrap_or(buffer);
+                let content = slot.load(datagram, *received);
+                if self.intake.count(&content, self.binding.outstanding()) {
+                    if slot.queue() != queue {
+                        self.binding.outstanding().received(queue, run);
+                        (queue, run) = (slot.queue(), 0);
+                    }
+                    run += 1;
+                    packets += 1;
+                }
+            }
+            filled += count;
+        }
+        self.binding.outstanding().received(queue, run);
+        self.binding.counters().publish(&self.intake.stats);
+        if packets > 0 {
+            batch.attach(&self.binding);
+        }
+        Ok(packets)
+    }
+
+    /// One `recvmmsg` into the buffers from the one at `first` on.
+    fn receive(
+        &mut self,
+        batch: &mut Batch,
+        first: usize,
+        received: &mut [Received; RECEIVE_MAX],
+    ) -> Result<usize, Error> {
+        let wanted = received.len().min(batch.capacity() - first);
+        self.intake.stats.receive_calls += 1;
+        let buffers = batch.slots_mut().buffers_mut(first);
+        match self.binding.socket().receive(buffers, &mut received[..wanted]) {
+            Ok(count) => {
+                self.drained = count < wanted;
+                Ok(count)
+            }
+            Err(Errno::EAGAIN) => {
+                self.drained = true;
+                Ok(0)
+            }
+            Err(Errno::EINTR) => Ok(0),
+            Err(Errno::ENOBUFS) => {
+                self.intake.count_overrun(self.binding.outstanding());
+                Ok(0)
+            }
+            Err(errno) => Err(Error::system(Operation::Receive, "recvmmsg")(errno)),
+        }
+    }
+
+    fn wait(&mut self, until: Option<Instant>) -> Result<Wake, Error> {
+        self.intake.stats.wait_calls += 1;
+        // Rounded up: a wait that ends too early only has to begin again.
+        let timeout = until.map(|until| {
+            until.saturating_duration_since(Instant::now()) + Duration::from_micros(999)
+        });
+        let wake = self.binding.socket().wait(Some(self.binding.wake().event()), timeout);
+        let wake = wake.map_err(Error::system(Operation::Receive, "poll"))?;
+        // What else it was woken for, the loop looks.
+        self.drained &= wake != Wake::Readable;
+        Ok(wake)
+    }
+}
