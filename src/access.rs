@@ -130,8 +130,8 @@ macro_rules! packet_methods {
             self.message().gid()
         }
 
-        /// Security context, text without a final NUL. `None` without `QueueBuilder::secctx` or a
-        /// security module that labels packets. Since 4.3.
+        /// Security context, text without the final NUL that some modules send. `None` without
+        /// `QueueBuilder::secctx` or a security module that labels packets. Since 4.3.
         #[must_use]
         pub fn secctx(&self) -> Option<&[u8]> {
             self.message().secctx()
@@ -211,6 +211,14 @@ macro_rules! packet_methods {
         ///
         /// Lengths and checksums are set when the verdict is given; see [`EditMode`] and
         /// [`checksum`](crate::checksum).
+        ///
+        /// Kernels since 7.2 guard what they take back: they drop a packet, tell nobody and count the verdict as
+        /// given
+        /// - if it is of the bridge family, changed or not;
+        /// - in a network namespace that does not belong to the initial user namespace;
+        /// - if its IP length is not that of the bytes, or its transport header is not whole;
+        /// - if IPv4 options, fragment fields other than "don't fragment", or IPv6 extension headers are not as
+        ///   they were, or the protocol is not (over IPv4 only of a packet that conntrack follows).
         ///
         /// # Errors
         ///

@@ -102,7 +102,8 @@ impl<'a> Packet<'a> {
     ///
     /// Lengths and checksums are set when the verdict is given; see [`EditMode`] and
     /// [`checksum`](crate::checksum). What a transport protocol counts by bytes is not: a TCP segment of
-    /// another length shifts the sequence numbers of the rest of its stream, both ways.
+    /// another length shifts the sequence numbers of the rest of its stream, both ways. What the kernel may
+    /// not take back stands at [`Packet::payload_mut`].
     ///
     /// # Errors
     ///

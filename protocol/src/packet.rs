@@ -334,11 +334,12 @@ impl<'a> PacketMessage<'a> {
         self.u32_be(NFQA_GID)
     }
 
-    /// Security context, text without a final NUL. Needs the flag `NFQA_CFG_F_SECCTX` and a security
-    /// module that labels packets. Since 4.3.
+    /// Security context, text without the final NUL that `SELinux` sends and Smack does not. Needs the flag
+    /// `NFQA_CFG_F_SECCTX` and a security module that labels packets. Since 4.3.
     #[must_use]
     pub fn secctx(&self) -> Option<&'a [u8]> {
-        self.attribute(NFQA_SECCTX).map(|attribute| attribute.value())
+        let value = self.attribute(NFQA_SECCTX)?.value();
+        Some(value.strip_suffix(b"\0").unwrap_or(value))
     }
 
     /// The packet's priority (`skb->priority`); absent when it is 0. Since 5.18.

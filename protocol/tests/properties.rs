@@ -170,7 +170,9 @@ impl Model {
         assert_eq!(packet.gid(), self.number(NFQA_GID));
         assert_eq!(packet.priority(), self.number(NFQA_PRIORITY));
         assert_eq!(packet.cgroup_classid(), self.number(NFQA_CGROUP_CLASSID));
-        assert_eq!(packet.secctx(), self.secctx.as_deref());
+        let secctx = self.secctx.as_deref();
+        let secctx = secctx.map(|context| context.strip_suffix(&[0]).unwrap_or(context));
+        assert_eq!(packet.secctx(), secctx);
         assert_eq!(packet.vlan(), self.vlan);
         assert_eq!(packet.l2_header(), self.l2_header.as_deref());
         assert_eq!(packet.conntrack(), self.conntrack.as_deref().map(Conntrack::new));

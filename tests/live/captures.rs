@@ -1,7 +1,10 @@
 //! Messages of the running kernel, read twice: by our codec and by netlink-packet-core's.
 //!
 //! With `NETFILTERQUEUE_CAPTURES=DIR` in the environment they are also written there, one per file as hex on
-//! one line: the test data of the protocol crate.
+//! one line: the test data of the protocol crate. With `NETFILTERQUEUE_CAPTURES=-` they are printed, which
+//! brings them out of a guest; `protocol/tests/data/README.md` has the command.
+//!
+//! Messages that need more to come about are kept by the tests of what they contain.
 
 use std::fmt::Write as _;
 use std::net::TcpListener;
@@ -42,15 +45,24 @@ fn capture(
     let mut batch = receive_exactly(&mut queue, 1);
     let packet = batch.iter_mut().next().unwrap();
     let message = packet.message();
-    read_with_netlink_packet_core(&message);
     check(&message);
-    if let Some(directory) = std::env::var_os("NETFILTERQUEUE_CAPTURES") {
-        let mut hex = String::new();
-        message.bytes().iter().for_each(|byte| write!(hex, "{byte:02x}").unwrap());
-        let file = std::path::Path::new(&directory).join(format!("{name}.hex"));
+    keep(name, &message);
+    packet.accept();
+}
+
+/// Reads a message once more with another codec and writes it down, if that is asked for.
+pub fn keep(name: &str, message: &PacketMessage<'_>) {
+    read_with_netlink_packet_core(message);
+    let Some(place) = std::env::var_os("NETFILTERQUEUE_CAPTURES") else { return };
+    let mut hex = String::new();
+    message.bytes().iter().for_each(|byte| write!(hex, "{byte:02x}").unwrap());
+    if place == "-" {
+        // On a line of its own, whatever stands before.
+        println!("\ncapture {name} {hex}");
+    } else {
+        let file = std::path::Path::new(&place).join(format!("{name}.hex"));
         std::fs::write(file, hex + "\n").unwrap();
     }
-    packet.accept();
 }
 
 fn read_with_netlink_packet_core(message: &PacketMessage<'_>) {

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use netfilterqueue::Queue;
-use netfilterqueue::rules::{Family, FlowMarks, Hook, Rule, Rules};
+use netfilterqueue::rules::{Family, FlowMarks, Hook, Protocol, Rule, Rules};
 use netfilterqueue_netns::{Error, Namespace, enter_user_namespace, stay_if_resident};
 
 /// A test that hangs is ended as failed after this long.
@@ -71,9 +71,12 @@ fn load_modules() {
     let _ = namespace.veth("left", &namespace, "right");
     let _ = namespace.bridge("bridge");
     let _ = namespace.vlan("left", "tagged", 1);
+    let _ = namespace.label_connections();
+    let _ = namespace.translate_sources([127, 0, 0, 2].into());
     namespace.run(|| {
-        let _ = Queue::builder(0).bind();
-        let rules = Rules::new(Hook::INPUT).rule(Rule::queue(0).mark_masked(0, 1));
+        let _ = Queue::builder(0).conntrack(true).bind();
+        let rule = Rule::queue(0).mark_masked(0, 1).protocol(Protocol::UDP);
+        let rules = Rules::new(Hook::INPUT).rule(rule);
         let _ = rules.clone().install();
         let rules = rules.flow_bypass(FlowMarks::default());
         let _ = rules.clone().install();

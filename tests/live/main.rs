@@ -2,10 +2,15 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+mod attributes;
 mod bridge_rules;
+mod bridged;
+mod bridged_edits;
 mod captures;
 mod closing;
 mod completed;
+mod conntrack;
+mod conntrack_changes;
 mod craft;
 mod crafted;
 mod deadlines;
@@ -17,8 +22,10 @@ mod failures;
 mod flow;
 mod flow_connections;
 mod flow_rules;
+mod flows;
 mod harness;
 mod held;
+mod kernel;
 mod lifecycle;
 mod netns;
 mod pcap;
@@ -48,6 +55,11 @@ fn main() -> ExitCode {
         &uneditable::TESTS[..],
         &completed::TESTS[..],
         &crafted::TESTS[..],
+        &attributes::TESTS[..],
+        &bridged::TESTS[..],
+        &bridged_edits::TESTS[..],
+        &conntrack::TESTS[..],
+        &conntrack_changes::TESTS[..],
         &captures::TESTS[..],
         &lifecycle::TESTS[..],
         &closing::TESTS[..],

@@ -73,15 +73,16 @@ fn mistakes_are_named(namespace: &Namespace) {
 }
 
 /// Two hosts at the ports of the bridge `bridge`, which is in the test's namespace.
-struct Bridged {
-    left: Namespace,
-    right: Namespace,
+pub struct Bridged {
+    pub left: Namespace,
+    pub right: Namespace,
 }
 
-const LEFT: [IpAddr; 2] = addresses(1);
-const RIGHT: [IpAddr; 2] = addresses(2);
+/// Their addresses, IPv4 and IPv6.
+pub const LEFT: [IpAddr; 2] = addresses(1);
+pub const RIGHT: [IpAddr; 2] = addresses(2);
 
-const fn addresses(host: u8) -> [IpAddr; 2] {
+pub const fn addresses(host: u8) -> [IpAddr; 2] {
     [
         IpAddr::V4(Ipv4Addr::new(10, 3, 0, host)),
         IpAddr::V6(Ipv6Addr::new(0xfd03, 0, 0, 0, 0, 0, 0, host as u16)),
@@ -89,7 +90,7 @@ const fn addresses(host: u8) -> [IpAddr; 2] {
 }
 
 impl Bridged {
-    fn by(namespace: &Namespace) -> Self {
+    pub fn by(namespace: &Namespace) -> Self {
         namespace.bridge("bridge").unwrap();
         let [left, right] = [("left", LEFT), ("right", RIGHT)].map(|(port, addresses)| {
             let host = Namespace::new().unwrap();
@@ -103,7 +104,7 @@ impl Bridged {
         Self { left, right }
     }
 
-    fn udp(&self) -> [UdpPair; 2] {
+    pub fn udp(&self) -> [UdpPair; 2] {
         [0, 1].map(|family| {
             UdpPair::between((&self.left, LEFT[family]), (&self.right, RIGHT[family]))
         })

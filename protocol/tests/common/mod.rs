@@ -28,7 +28,18 @@ pub(crate) const POSTROUTING_UID: &str = include_str!("../data/ipv4-postrouting-
 pub(crate) const INPUT_SYN: &str = include_str!("../data/ipv6-input-tcp-syn.hex");
 pub(crate) const PREROUTING_META: &str = include_str!("../data/ipv6-prerouting-udp-meta.hex");
 
-pub(crate) fn captures() -> [Vec<u8>; 9] {
+pub(crate) const ARP_REPLY: &str = include_str!("../data/bridge-forward-arp-reply.hex");
+pub(crate) const VLAN: &str = include_str!("../data/bridge-forward-vlan.hex");
+pub(crate) const PORTS: &str = include_str!("../data/ipv6-forward-udp-ports.hex");
+pub(crate) const CT_NEW: &str = include_str!("../data/ipv4-output-udp-ct-new.hex");
+pub(crate) const CT_TCP: &str = include_str!("../data/ipv4-output-tcp-ct-established.hex");
+pub(crate) const CT_ICMP: &str = include_str!("../data/ipv6-output-icmp-ct-reply.hex");
+pub(crate) const CT_NAT: &str = include_str!("../data/ipv4-input-udp-ct-nat.hex");
+pub(crate) const CT_LABELS: &str = include_str!("../data/ipv4-output-udp-ct-labels.hex");
+pub(crate) const SECCTX: &str = include_str!("../data/ipv4-output-udp-secctx.hex");
+pub(crate) const CLASSID: &str = include_str!("../data/ipv4-output-udp-classid.hex");
+
+pub(crate) fn captures() -> [Vec<u8>; 19] {
     [
         BRIDGE_VLAN,
         BRIDGE_ARP,
@@ -39,6 +50,16 @@ pub(crate) fn captures() -> [Vec<u8>; 9] {
         POSTROUTING_UID,
         INPUT_SYN,
         PREROUTING_META,
+        ARP_REPLY,
+        VLAN,
+        PORTS,
+        CT_NEW,
+        CT_TCP,
+        CT_ICMP,
+        CT_NAT,
+        CT_LABELS,
+        SECCTX,
+        CLASSID,
     ]
     .map(unhex)
 }

@@ -25,6 +25,7 @@
 
 #![forbid(unsafe_code)]
 
+mod connections;
 mod descriptors;
 mod error;
 mod links;

@@ -100,6 +100,21 @@ impl Namespace {
         self.request(operation, 0, || Ok(rtnetlink::link_up(rtnetlink::index(name)?, up)))
     }
 
+    /// Gives a link another name. It goes off and on again on the way, which drops packets that are queued
+    /// with it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`]: `ENODEV` without such a link, `EEXIST` if the other name is taken.
+    pub fn rename_link(&self, name: &str, other: &str) -> Result<(), Error> {
+        // Kernels before 6.2 do not rename a link that is on.
+        self.set_link(name, false)?;
+        let operation = format!("renaming the link {name} to {other}");
+        self.request(operation, 0, || Ok(rtnetlink::rename(rtnetlink::index(name)?, other)))?;
+        self.set_link(other, true)?;
+        self.wait_until_up(other)
+    }
+
     /// Sets the longest packet a link takes, in bytes without the Ethernet header.
     ///
     /// # Errors
@@ -131,17 +146,6 @@ impl Namespace {
         self.request(operation, 0, || {
             Ok(rtnetlink::set_link_address(rtnetlink::index(name)?, address))
         })
-    }
-
-    /// Gives a link another name. Before kernel 6.2 it must be down.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::System`]: `ENODEV` without such a link, `EEXIST` if the new name is taken, `EBUSY` if the link
-    /// is up.
-    pub fn rename_link(&self, name: &str, new_name: &str) -> Result<(), Error> {
-        let operation = format!("renaming {name} to {new_name}");
-        self.request(operation, 0, || Ok(rtnetlink::rename(rtnetlink::index(name)?, new_name)))
     }
 
     fn wait_until_up(&self, name: &str) -> Result<(), Error> {

@@ -125,12 +125,12 @@ pub(crate) fn link_up(index: u32, up: bool) -> Message {
     Message::SetLink(message)
 }
 
-pub(crate) fn mtu(index: u32, mtu: u32) -> Message {
-    Message::SetLink(link(index, vec![LinkAttribute::Mtu(mtu)]))
-}
-
 pub(crate) fn rename(index: u32, name: &str) -> Message {
     Message::SetLink(link(index, vec![LinkAttribute::IfName(name.to_owned())]))
+}
+
+pub(crate) fn mtu(index: u32, mtu: u32) -> Message {
+    Message::SetLink(link(index, vec![LinkAttribute::Mtu(mtu)]))
 }
 
 pub(crate) fn address(index: u32, address: IpAddr, prefix: u8) -> Message {
