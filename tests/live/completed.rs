@@ -28,12 +28,13 @@ use crate::support::{
     internet_checksum, judge_while, queue_udp, receive_exactly,
 };
 
-pub const TESTS: [Test; 11] = tests![
+pub const TESTS: [Test; 12] = tests![
     udp_of_any_length,
     tcp_of_any_length,
     icmp_of_any_length,
     a_retained_packet_is_completed,
     a_udp_super_packet_is_not_edited,
+    a_tcp_super_packet_is_not_shortened,
     udp_that_was_cut_is_edited,
     a_stream_of_200_mb_with_every_packet_edited,
     raw_packets_leave_as_they_were_written,
@@ -281,6 +282,42 @@ fn a_udp_super_packet_is_not_edited(router: &Namespace) {
         }
         assert!(udp.receive_all(SEGMENTS).concat() == sent, "it is still to be judged");
     }
+    expect_no_checksum_errors(&peers);
+}
+
+fn a_tcp_super_packet_is_not_shortened(router: &Namespace) {
+    let peers = Peers::of(router);
+    let mut path = Path::new(Protocol::TCP, true);
+    let listener = peers.server.run(|| TcpListener::bind((SERVER_V4, 0)).unwrap());
+    let to = listener.local_addr().unwrap();
+    let sent = pattern(1, 1 << 20);
+    let refused = AtomicUsize::new(0);
+    judge_while(
+        &mut path.queue,
+        |mut packet| {
+            if packet.skb_info().is_some_and(SkbInfo::is_gso) {
+                let payload = packet.payload().to_vec();
+                let shorter = packet.set_payload(&payload[..payload.len() - 1]);
+                assert_eq!(shorter, Err(EditError::ShorterSuperPacket));
+                refused.fetch_add(1, Ordering::Relaxed);
+                packet.set_payload(&payload).expect("of the same length");
+            }
+            packet.accept()
+        },
+        || {
+            let mut client =
+                peers.client.run(|| TcpStream::connect_timeout(&to, SOON)).expect("connected");
+            let (mut server, _) = listener.accept().unwrap();
+            server.set_read_timeout(Some(SOON)).unwrap();
+            let mut received = vec![0; sent.len()];
+            thread::scope(|scope| {
+                scope.spawn(|| client.write_all(&sent).unwrap());
+                server.read_exact(&mut received).expect("all of it arrives");
+            });
+            assert!(received == sent);
+        },
+    );
+    assert!(refused.into_inner() > 0, "there were super-packets");
     expect_no_checksum_errors(&peers);
 }
 
