@@ -12,6 +12,9 @@ use crate::{Test, tests};
 
 pub const TESTS: [Test; 2] = tests![bridged_frames_match, bridged_arp_matches];
 
+/// Before `br_netfilter` takes packets out, should it be loaded.
+pub const BEFORE_BR_NETFILTER: i32 = -100;
+
 /// What the kernel has decides whether frames of a bridge can be queued. Without that it must say so: `None`.
 pub fn install_for_bridge(rules: Rules) -> Option<InstalledRules> {
     match rules.install() {
@@ -76,7 +79,9 @@ impl Bridged {
 }
 
 fn bridged_frames_match(host: &Namespace) {
-    let rules = |hook, rule: Rule| Rules::new(hook).family(Family::BRIDGE).rule(rule);
+    let rules = |hook, rule: Rule| {
+        Rules::new(hook).family(Family::BRIDGE).priority(BEFORE_BR_NETFILTER).rule(rule)
+    };
     let Some(all) = install_for_bridge(rules(Hook::FORWARD, udp_rule(1))) else { return };
     drop(all);
     let peers = Bridged::by(host);
@@ -108,7 +113,7 @@ fn bridged_frames_match(host: &Namespace) {
 
 /// The question who has an address comes up; what follows the answer does not.
 fn bridged_arp_matches(host: &Namespace) {
-    let rules = Rules::new(Hook::FORWARD).family(Family::BRIDGE);
+    let rules = Rules::new(Hook::FORWARD).family(Family::BRIDGE).priority(BEFORE_BR_NETFILTER);
     let Some(_rules) = install_for_bridge(rules.rule(Rule::queue(1).ethertype(0x0806))) else {
         return;
     };

@@ -9,7 +9,7 @@ use netfilterqueue::{Batch, Decided, FlowBypass, FlowMarks, Packet, Queue};
 use netfilterqueue_netns::Namespace;
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::bridge_rules::{Bridged, has_nft_queue, install_for_bridge};
+use crate::bridge_rules::{BEFORE_BR_NETFILTER, Bridged, has_nft_queue, install_for_bridge};
 use crate::flow::{
     Expect, MARKS, OUTCOMES, accept, expect_dropped, expect_passing, expect_queued, install,
     judge_next, udp_rules,
@@ -235,7 +235,7 @@ fn expect_flow_bypass(peers: &Peers) {
 }
 
 fn bridged_flows_are_remembered(host: &Namespace) {
-    let rules = udp_rules(Hook::FORWARD, 1).family(Family::BRIDGE);
+    let rules = udp_rules(Hook::FORWARD, 1).family(Family::BRIDGE).priority(BEFORE_BR_NETFILTER);
     let Some(plain) = install_for_bridge(rules.clone()) else { return };
     drop(plain);
     let (_rules, bypass) = install(rules);
