@@ -68,9 +68,8 @@ macro_rules! packet_methods {
             self.message().physindev()
         }
 
-        /// Name of the bridge port the packet came in through, asked of the kernel and remembered for a second. `None` where there is no
-        /// device, it is gone by now, or the queue is on a socket from elsewhere
-        /// ([`QueueBuilder::bind_on`](crate::QueueBuilder::bind_on)).
+        /// Name of the bridge port the packet came in through, under the conditions of
+        /// [`indev_name`](Self::indev_name).
         #[must_use]
         pub fn physindev_name(&self) -> Option<Arc<str>> {
             self.binding.interfaces().name(self.physindev()?)
@@ -82,9 +81,8 @@ macro_rules! packet_methods {
             self.message().physoutdev()
         }
 
-        /// Name of the bridge port the packet leaves through, asked of the kernel and remembered for a second. `None` where there is no
-        /// device, it is gone by now, or the queue is on a socket from elsewhere
-        /// ([`QueueBuilder::bind_on`](crate::QueueBuilder::bind_on)).
+        /// Name of the bridge port the packet leaves through, under the conditions of
+        /// [`indev_name`](Self::indev_name).
         #[must_use]
         pub fn physoutdev_name(&self) -> Option<Arc<str>> {
             self.binding.interfaces().name(self.physoutdev()?)
@@ -195,6 +193,7 @@ macro_rules! packet_methods {
         }
 
         /// The mark: the one that was set, else the one the packet came with, which is absent when it is 0.
+        /// The latter alone is `packet.message().mark()`.
         #[must_use]
         pub fn mark(&self) -> Option<u32> {
             self.slot.mark.or_else(|| self.message().mark())
@@ -207,7 +206,8 @@ macro_rules! packet_methods {
         }
 
         /// The packet's bytes for editing in place, from the network header on. From this call on they are
-        /// sent back with the verdict, changed or not.
+        /// sent back with the verdict, changed or not. (Linux 7.3 drops bridged frames whose bytes come back, without a
+        /// word; 6.18 does not.)
         ///
         /// Lengths and checksums are set when the verdict is given; see [`EditMode`] and
         /// [`checksum`](crate::checksum).

@@ -10,6 +10,8 @@ pub mod checksum;
 mod control;
 mod deadlines;
 mod display;
+#[cfg(any(doc, doctest))]
+pub mod docs;
 mod edit;
 mod error;
 mod flow;

@@ -80,6 +80,16 @@ impl<'a> Packet<'a> {
 
     /// Gives the packet a verdict, with its mark and edits. The verdict leaves with the batch's commit. The
     /// edits of a packet that is dropped are not sent.
+    ///
+    /// The packet is consumed first, so what the verdict depends on must be known before:
+    ///
+    /// ```
+    /// # use netfilterqueue::{Decided, Packet, Verdict};
+    /// # fn judge(packet: Packet<'_>) -> Decided<'_> {
+    /// let drop = packet.payload().len() > 500;
+    /// packet.verdict(if drop { Verdict::Drop } else { Verdict::Accept })
+    /// # }
+    /// ```
     #[expect(clippy::must_use_candidate, reason = "only a closure needs the proof")]
     pub fn verdict(self, verdict: Verdict) -> Decided<'a> {
         self.slot.finish_edit(self.buffer, verdict, self.binding);
@@ -155,7 +165,7 @@ impl fmt::Debug for Packet<'_> {
     }
 }
 
-/// One line a person can read: `17 UDP 10.0.0.1:53 → 10.0.0.2:4242 84 bytes, output to if2, mark 0x7`.
+/// One line a person can read: `17 UDP 10.0.0.1:53 → 10.0.0.2:4242 84 bytes, output to eth0, mark 0x7`.
 impl fmt::Display for Packet<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name_of = |index| self.binding.interfaces().name(index);

@@ -21,7 +21,8 @@ impl Queue {
     ///
     /// `judge` cannot forget a packet: only [`Packet::accept`], [`Packet::verdict`] and their like yield the
     /// [`Decided`] it must return. Write it in place or as a function: a closure that is first
-    /// bound to a name is not general enough. Should it panic, the packets it has judged get their
+    /// bound to a name is not general enough, and neither is `Packet::accept` itself, which clippy may propose
+    /// for `|packet| packet.accept()`. Should it panic, the packets it has judged get their
     /// verdicts, and the rest of the batch gets the default verdict.
     ///
     /// # Errors

@@ -6,10 +6,22 @@
 
 #[path = "live/craft.rs"]
 mod craft;
+#[path = "parity/fnfqueue.rs"]
+mod fnfqueue;
+#[path = "parity/go_nfqueue.rs"]
+mod go_nfqueue;
 #[path = "live/harness.rs"]
 mod harness;
+#[path = "parity/nobody.rs"]
+mod nobody;
+#[path = "parity/nobody_features.rs"]
+mod nobody_features;
 #[path = "parity/python_netfilterqueue.rs"]
 mod python_netfilterqueue;
+#[path = "parity/python_process.rs"]
+mod python_process;
+#[path = "parity/recipes.rs"]
+mod recipes;
 #[path = "live/support.rs"]
 mod support;
 
@@ -18,6 +30,15 @@ use std::process::ExitCode;
 use harness::{Test, tests};
 
 fn main() -> ExitCode {
-    let tests = [&python_netfilterqueue::TESTS[..]];
+    python_process::block_signal();
+    let tests = [
+        &python_netfilterqueue::TESTS[..],
+        &python_process::TESTS[..],
+        &go_nfqueue::TESTS[..],
+        &fnfqueue::TESTS[..],
+        &nobody::TESTS[..],
+        &nobody_features::TESTS[..],
+        &recipes::TESTS[..],
+    ];
     harness::main(&tests.concat())
 }

@@ -1,0 +1,31 @@
+use std::thread;
+use std::time::Duration;
+
+use netfilterqueue::{Error, Queue, Stats};
+
+/// Prints the counters every ten seconds, from a thread of its own.
+pub fn monitor(number: u16) -> Result<(), Error> {
+    let mut queue = Queue::builder(number).bind()?;
+    let handle = queue.stats_handle();
+    thread::spawn(move || {
+        loop {
+            thread::sleep(Duration::from_secs(10));
+            println!("{}", line(&handle.stats()));
+        }
+    });
+    queue.run(|packet| packet.accept())
+}
+
+/// What should be watched: `lost` that grows means a receive buffer that is too small or a program that is
+/// too slow, `held` that grows means packets without a verdict.
+pub fn line(stats: &Stats) -> String {
+    format!(
+        "received {} lost {} held {} refused {} expired {} system calls {}",
+        stats.received,
+        stats.lost,
+        stats.held,
+        stats.refused,
+        stats.expired,
+        stats.system_calls()
+    )
+}
