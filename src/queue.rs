@@ -23,7 +23,7 @@ use crate::stop::StopHandle;
 /// reaching packets they are not meant for. Verdicts can be sent by any thread: batches and retained
 /// packets are `Send`.
 ///
-/// With several numbers, each packet tells its own ([`Packet::queue`]); ids are per number. Settings,
+/// With several numbers, each packet tells its own ([`Packet::queue`](crate::Packet::queue)); ids are per number. Settings,
 /// limits and statistics are the same for all. They share a receive buffer and a thread: for a thread per
 /// number, see [`QueueBuilder::bind_each`] and [`Queue::run_all`].
 ///

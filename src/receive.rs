@@ -20,13 +20,13 @@ impl Queue {
     ///
     /// The kernel's refusals of verdicts come along with packets and take up slots of the batch, so that
     /// fewer packets may be received than wait. Packets that cannot be read (see
-    /// [`Stats::truncated`]) are counted and have their verdict, but iteration does not show them.
+    /// [`Stats::truncated`](crate::Stats::truncated)) are counted and have their verdict, but iteration does not show them.
     ///
     /// Signals do not end it, and neither does an overrun of the receive buffer, which is counted.
     ///
     /// # Errors
     ///
-    /// [`Error::Stopped`] after a [`StopHandle`] was used, once. [`Error::WouldBlock`] in
+    /// [`Error::Stopped`] after a [`StopHandle`](crate::StopHandle) was used, once. [`Error::WouldBlock`] in
     /// non-blocking mode if no packet waits. [`Error::System`] if the socket fails, or an
     /// earlier batch cannot be committed; then nothing is received.
     pub fn recv(&mut self, batch: &mut Batch) -> Result<usize, Error> {
