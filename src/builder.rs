@@ -255,7 +255,7 @@ impl QueueBuilder {
             let request = ConfigMessage {
                 copy_mode: Some(self.settings.copy_mode),
                 max_len: Some(self.settings.max_len),
-                flags: (!flags.is_empty()).then_some(FlagChange { mask: flags, values: flags }),
+                flags: (!flags.is_empty()).then_some(FlagChange::set(flags)),
                 ..ConfigMessage::command(number, Command::Bind)
             };
             if let Err(error) = control.ask(&binding, &mut intake, Operation::Bind, &request) {

@@ -162,7 +162,7 @@ impl Control {
         self.check_access(binding, intake)?;
         let mut supported = ConfigFlags::default();
         for flag in ConfigFlags(u32::MAX).iter() {
-            let flags = Some(FlagChange { mask: flag, values: flag });
+            let flags = Some(FlagChange::set(flag));
             let probe = ConfigMessage { flags, ..ConfigMessage::new(0) };
             match self.ask(binding, intake, Operation::Bind, &probe) {
                 Ok(()) => supported |= flag,
@@ -229,8 +229,7 @@ impl Control {
         let known = flags.iter().fold(ConfigFlags::default(), |all, flag| all | flag);
         let mut refused = ConfigFlags(flags.0 & !known.0);
         for flag in known.iter() {
-            let change = FlagChange { mask: flag, values: flag };
-            let probe = ConfigMessage { flags: Some(change), ..*probe };
+            let probe = ConfigMessage { flags: Some(FlagChange::set(flag)), ..*probe };
             let errno = self.refusal(binding, intake, &probe);
             if matches!(errno, Some(Errno::EOPNOTSUPP | Errno::EINVAL)) {
                 refused |= flag;

@@ -194,6 +194,20 @@ pub struct FlagChange {
     pub values: ConfigFlags,
 }
 
+impl FlagChange {
+    /// Sets `flags` and leaves the others.
+    #[must_use]
+    pub const fn set(flags: ConfigFlags) -> Self {
+        Self { mask: flags, values: flags }
+    }
+
+    /// Clears `flags` and leaves the others.
+    #[must_use]
+    pub const fn clear(flags: ConfigFlags) -> Self {
+        Self { mask: flags, values: ConfigFlags(0) }
+    }
+}
+
 impl ConfigMessage {
     /// A request that changes nothing yet.
     #[must_use]

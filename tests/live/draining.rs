@@ -364,14 +364,14 @@ fn settings_are_those_of_the_kernel(_: &Namespace) {
     assert_copied(&queue, CopyMode::Meta, (1, 0));
     for flag in [ConfigFlags::UID_GID, ConfigFlags::FAIL_OPEN] {
         let before = queue.flags();
-        queue.set_flags(FlagChange { mask: flag, values: flag }).unwrap();
+        queue.set_flags(FlagChange::set(flag)).unwrap();
         assert_eq!(queue.flags(), before | flag);
     }
     let mask = ConfigFlags::GSO | ConfigFlags::UID_GID;
     queue.set_flags(FlagChange { mask, values: ConfigFlags::UID_GID }).unwrap();
     assert_eq!(queue.flags(), ConfigFlags::UID_GID | ConfigFlags::FAIL_OPEN);
     // A length can only be seen by filling it.
-    queue.set_flags(FlagChange { mask: ConfigFlags::FAIL_OPEN, values: ConfigFlags(0) }).unwrap();
+    queue.set_flags(FlagChange::clear(ConfigFlags::FAIL_OPEN)).unwrap();
     queue.set_max_len(3).unwrap();
     assert_eq!(queue.max_len(), 3);
     let _rules = queue_udp(1);
@@ -381,7 +381,7 @@ fn settings_are_those_of_the_kernel(_: &Namespace) {
     assert_eq!(udp.receive_all(3), [[0], [1], [2]]);
     // What was refused is not in force.
     let unknown = ConfigFlags(1 << 20);
-    queue.set_flags(FlagChange { mask: unknown, values: unknown }).unwrap_err();
+    queue.set_flags(FlagChange::set(unknown)).unwrap_err();
     assert_eq!(queue.flags(), ConfigFlags::UID_GID);
     caps::drop(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap();
     queue.set_copy_mode(CopyMode::WHOLE).unwrap_err();

@@ -251,7 +251,7 @@ fn unsupported_flag_is_singled_out_on_a_live_queue(_: &Namespace) {
     let udp = UdpPair::new(V4);
     udp.send(&[1]);
     let wanted = ConfigFlags::UID_GID | ConfigFlags::CONNTRACK;
-    let result = queue.set_flags(FlagChange { mask: wanted, values: wanted });
+    let result = queue.set_flags(FlagChange::set(wanted));
     let is_refused = match result {
         Ok(()) => false,
         Err(Error::FlagsRefused { queue: 1, flags }) => {
@@ -272,7 +272,7 @@ fn unknown_flag_is_refused_and_the_queue_goes_on(_: &Namespace) {
     let mut queue = Queue::builder(1).bind().unwrap();
     let _rules = queue_udp(1);
     let unknown = ConfigFlags(1 << 20);
-    let error = queue.set_flags(FlagChange { mask: unknown, values: unknown }).unwrap_err();
+    let error = queue.set_flags(FlagChange::set(unknown)).unwrap_err();
     assert!(matches!(error, Error::FlagsRefused { queue: 1, flags } if flags == unknown));
     assert!(error.to_string().contains("0x100000"), "{error}");
     assert_works(&mut queue, &UdpPair::new(V4));

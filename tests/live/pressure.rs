@@ -302,7 +302,7 @@ fn forged_answer_to_a_configuration_is_discarded(_: &Namespace) {
         forge(&queue, NLMSG_ERROR, sequence, &forged_error(0, NFQNL_MSG_CONFIG, sequence));
     }
     let unknown = ConfigFlags(1 << 20);
-    let change = FlagChange { mask: unknown, values: unknown };
+    let change = FlagChange::set(unknown);
     let result = queue.set_flags(change);
     assert!(matches!(result, Err(Error::FlagsRefused { .. })), "{result:?}");
     assert_eq!(queue.stats().foreign, 20);
