@@ -59,9 +59,8 @@ impl Rules {
     /// | 100 | source NAT (input, postrouting) |
     /// | 300 | connection tracking helpers |
     ///
-    /// In [`Family::BRIDGE`] the filter has -200, and `br_netfilter`, where it is loaded and told to, takes IP
-    /// packets out at -1 and puts them back behind 0: before 6.12 at the latest, rules at 0 do not see them at
-    /// the forward hook.
+    /// In [`Family::BRIDGE`] the filter has -200. `br_netfilter`, where it is loaded and told to, takes packets
+    /// out at -1 and puts them back behind 0: at the forward hook, rules at 0 then miss some or all of them.
     ///
     /// Do not rely on an order among chains of equal priority.
     pub const fn priority(mut self, priority: i32) -> Self {
