@@ -223,10 +223,10 @@ macro_rules! packet_methods {
         /// # Errors
         ///
         /// [`EditError::NotCopied`] and [`EditError::Truncated`] if the bytes are not the whole packet;
-        /// [`EditError::UdpSuperPacket`]; [`EditError::TooLong`] if the socket's send buffer cannot take it.
+        /// [`EditError::UdpSuperPacket`] and [`EditError::UnfinishedChecksum`] if the kernel could not send them
+        /// on; [`EditError::TooLong`] if the socket's send buffer cannot take it.
         pub fn payload_mut(&mut self) -> Result<&mut [u8], EditError> {
-            let terms = self.slot.edit_terms(&self.binding);
-            self.slot.payload_mut(&mut self.buffer, terms)
+            self.slot.payload_mut(&mut self.buffer, &self.binding)
         }
 
         /// Sets the mark that the packet leaves with, whatever the verdict.

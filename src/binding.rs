@@ -1,8 +1,8 @@
 //! What a queue shares with its batches and retained packets: the socket, and who is unanswered.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use netfilterqueue_protocol::attribute::MAX_VALUE_LEN;
 use netfilterqueue_protocol::verdict::Verdict;
@@ -12,7 +12,7 @@ use crate::edit::EditMode;
 use crate::error::{Error, Operation};
 use crate::interfaces::Interfaces;
 use crate::socket::Socket;
-use crate::stats::Counters;
+use crate::stats::{Counters, KernelStats, KernelTable, Stats};
 use crate::stop::WakeUp;
 use crate::verdicts::{Answer, Datagram, Form, HEAD_AND_EXTRAS_MAX, Outstanding, PAYLOADS_MAX};
 
@@ -31,6 +31,8 @@ pub(crate) struct Binding {
     counters: Arc<Counters>,
     deadlines: Deadlines,
     interfaces: Interfaces,
+    /// An error as text: an [`io::Error`] may hold anything, which batches would inherit.
+    kernel_table: OnceLock<Result<KernelTable, (io::ErrorKind, String)>>,
     /// Answers that could not be sent and whose packets nobody holds any more.
     orphans: Mutex<Vec<Answer<'static>>>,
 }
@@ -61,6 +63,7 @@ impl Binding {
             counters: Arc::default(),
             deadlines: Deadlines::default(),
             interfaces,
+            kernel_table: OnceLock::new(),
             orphans: Mutex::default(),
         }
     }
@@ -96,6 +99,27 @@ impl Binding {
 
     pub(crate) const fn interfaces(&self) -> &Interfaces {
         &self.interfaces
+    }
+
+    /// Says where the kernel's counters are: known only when the queue is bound, because binding may load the
+    /// kernel module that has them.
+    pub(crate) fn set_kernel_table(&self, table: io::Result<KernelTable>) {
+        let as_text = |error: io::Error| (error.kind(), error.to_string());
+        let _ = self.kernel_table.set(table.map_err(as_text));
+    }
+
+    /// The kernel's counters of each queue.
+    pub(crate) fn kernel_stats(&self) -> io::Result<Vec<KernelStats>> {
+        match self.kernel_table.get() {
+            Some(Ok(table)) => {
+                let mut rows = table.read()?;
+                rows.retain(|row| self.outstanding.is_ours(row.queue));
+                rows.sort_unstable_by_key(|row| row.queue);
+                Ok(rows)
+            }
+            Some(Err((kind, text))) => Err(io::Error::new(*kind, text.as_str())),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Marks the queue as given back. Returns whether it was still open.
@@ -191,5 +215,37 @@ impl Binding {
 
     fn orphans(&self) -> MutexGuard<'_, Vec<Answer<'static>>> {
         self.orphans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The counters of a queue that is used elsewhere, by [`Queue::run`](crate::Queue::run) for one. May be
+/// cloned, sent to other threads and used after the queue is gone.
+#[derive(Debug, Clone)]
+pub struct StatsHandle {
+    counters: Arc<Counters>,
+    binding: Weak<Binding>,
+}
+
+impl StatsHandle {
+    pub(crate) fn new(binding: &Arc<Binding>) -> Self {
+        Self { counters: Arc::clone(binding.counters()), binding: Arc::downgrade(binding) }
+    }
+
+    /// As [`Queue::kernel_stats`](crate::Queue::kernel_stats); nothing once the queue is gone.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::kernel_stats`](crate::Queue::kernel_stats).
+    pub fn kernel_stats(&self) -> io::Result<Vec<KernelStats>> {
+        let binding = self.binding.upgrade().filter(|binding| !binding.is_closed());
+        binding.map_or(Ok(Vec::new()), |binding| binding.kernel_stats())
+    }
+
+    /// The counters now. What the queue receives is entered once per receive call.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let open = self.binding.upgrade().filter(|binding| !binding.is_closed());
+        let held = open.map_or(0, |binding| binding.outstanding().count());
+        self.counters.stats(held)
     }
 }

@@ -1,7 +1,7 @@
 //! Setting a queue up before it is bound.
 
 use std::io;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -55,6 +55,12 @@ impl From<RangeInclusive<u16>> for QueueNumbers {
     }
 }
 
+impl From<Range<u16>> for QueueNumbers {
+    fn from(numbers: Range<u16>) -> Self {
+        Self(numbers.collect())
+    }
+}
+
 impl<const N: usize> From<[u16; N]> for QueueNumbers {
     fn from(numbers: [u16; N]) -> Self {
         Self(numbers.into())
@@ -104,7 +110,7 @@ impl QueueBuilder {
         }
     }
 
-    /// What the kernel copies of each packet. Default: all of it.
+    /// What the kernel copies of each packet. Default: all of it, as with a range of 0.
     pub const fn copy_mode(mut self, copy_mode: CopyMode) -> Self {
         self.settings.copy_mode = copy_mode;
         self
@@ -270,16 +276,15 @@ impl QueueBuilder {
             }
         }
         // Not before: binding may have loaded the kernel module that makes the file.
-        let kernel_table = match origin {
+        binding.set_kernel_table(match origin {
             Origin::Here => KernelTable::here(),
             Origin::Elsewhere => Err(io::ErrorKind::Unsupported.into()),
-        };
+        });
         Ok(Queue::new(Parts {
             binding,
             control,
             intake,
             settings: self.settings,
-            kernel_table,
             batch_len: self.batch_len,
             nonblocking: self.nonblocking,
         }))

@@ -72,6 +72,22 @@ pub fn complete(packet: &mut [u8]) -> Completion {
     try_complete(packet).unwrap_or_else(Completion::Nothing)
 }
 
+/// Whether [`complete`] would finish the checksum of a packet whose checksum is not ready. The kernel may have
+/// left one deeper in the packet, that of a packet in a tunnel, or one of another protocol.
+pub(crate) fn finishes(packet: &[u8]) -> bool {
+    let Ok(headers) = Headers::read(packet) else { return false };
+    match (headers.protocol, Checksum::of(&headers)) {
+        (Protocol::TCP, Ok(_)) => true,
+        // It may as well carry a tunnel. What is to be finished holds the pseudo header's sum.
+        (Protocol::UDP | Protocol::UDP_LITE, Ok(checksum)) => {
+            let transport = packet.get(headers.transport..).unwrap_or_default();
+            u16::try_from(transport.len())
+                .is_ok_and(|len| read(transport, checksum.at) == checksum.of_pseudo_header(len))
+        }
+        _ => false,
+    }
+}
+
 /// How far [`complete`] got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -244,6 +260,12 @@ impl Checksum {
             Some(addresses + sum(&[0, protocol.0]))
         };
         Ok(Self { protocol, pseudo_header, at, optional: is_ipv4 && protocol == Protocol::UDP })
+    }
+
+    /// What the field holds of a checksum that is not ready.
+    fn of_pseudo_header(self, len: u16) -> u16 {
+        let sum = self.pseudo_header.map_or(0, |rest| rest + sum(&len.to_be_bytes()));
+        !u16::from_be_bytes(finish(sum))
     }
 
     /// Whether the transport header is whole.

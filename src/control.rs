@@ -126,8 +126,12 @@ impl Control {
 
     /// Whether the subsystem can be reached and used at all: asks for what needs the capability and does
     /// nothing.
-    fn check_access(&mut self, binding: &Binding, intake: &mut Intake) -> Result<(), Error> {
-        let operation = Operation::Bind;
+    fn check_access(
+        &mut self,
+        binding: &Binding,
+        intake: &mut Intake,
+        operation: Operation,
+    ) -> Result<(), Error> {
         let probe = ConfigMessage::command(0, Command::PfBind);
         self.ask(binding, intake, operation, &probe).map_err(|error| match error {
             Error::Refused { errno: Errno::EPERM, .. } => Error::NoCapability { operation },
@@ -139,7 +143,7 @@ impl Control {
     /// Gives up what an earlier user of the socket has left: queues bound by it, and their packets, whose
     /// ids mean nothing any more.
     pub(crate) fn clear(&mut self, binding: &Binding, intake: &mut Intake) -> Result<(), Error> {
-        self.check_access(binding, intake)?;
+        self.check_access(binding, intake, Operation::Bind)?;
         for number in binding.outstanding().queues() {
             let unbind = ConfigMessage::command(number, Command::Unbind);
             match self.ask(binding, intake, Operation::Unbind, &unbind) {
@@ -159,12 +163,12 @@ impl Control {
         binding: &Binding,
         intake: &mut Intake,
     ) -> Result<ConfigFlags, Error> {
-        self.check_access(binding, intake)?;
+        self.check_access(binding, intake, Operation::Probe)?;
         let mut supported = ConfigFlags::default();
         for flag in ConfigFlags(u32::MAX).iter() {
             let flags = Some(FlagChange::set(flag));
             let probe = ConfigMessage { flags, ..ConfigMessage::new(0) };
-            match self.ask(binding, intake, Operation::Bind, &probe) {
+            match self.ask(binding, intake, Operation::Probe, &probe) {
                 Ok(()) => supported |= flag,
                 Err(Error::Refused { errno: Errno::EOPNOTSUPP | Errno::EINVAL, .. }) => {}
                 // It belongs to nobody, or to somebody else.
@@ -258,7 +262,7 @@ fn answer(operation: Operation, ack: &Ack<'_>) -> Result<(), Error> {
         return Ok(());
     }
     let errno = Errno::from_raw(ack.errno());
-    if errno == Errno::EPERM && operation != Operation::Bind {
+    if errno == Errno::EPERM && !matches!(operation, Operation::Bind | Operation::Probe) {
         // The queue is this socket's own, so that nothing else can be missing.
         return Err(Error::NoCapability { operation });
     }

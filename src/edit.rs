@@ -4,13 +4,11 @@
 use std::ops::Range;
 
 use netfilterqueue_protocol::packet::{PacketMessage, SkbInfo};
-use netfilterqueue_protocol::verdict::Verdict;
 
-use crate::binding::Binding;
 use crate::checksum::{self, Completion};
 use crate::error::EditError;
+use crate::hook::Family;
 use crate::ip::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Headers, Protocol};
-use crate::slot::Slot;
 
 /// How edited packets leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -40,6 +38,55 @@ pub(crate) struct Edit {
 }
 
 impl Edit {
+    /// Of the packet's bytes where they are: those of an earlier edit, or the original ones.
+    pub(crate) fn in_place(
+        earlier: Option<Self>,
+        message: &PacketMessage<'_>,
+        terms: EditTerms,
+    ) -> Result<Self, EditError> {
+        let edit = match earlier {
+            Some(edit) => Self { completion: None, ..edit },
+            None => Self::of_whole(message, terms)?,
+        };
+        check_len(edit.len, 0, terms.max)?;
+        Ok(edit)
+    }
+
+    /// Where in a buffer of `room` bytes another payload can lie. Nothing is copied yet.
+    pub(crate) fn replacement(
+        earlier: Option<Self>,
+        message: &PacketMessage<'_>,
+        room: usize,
+        payload: &[u8],
+        terms: EditTerms,
+    ) -> Result<Self, EditError> {
+        let len = payload.len();
+        let edit = match earlier {
+            Some(edit) => edit,
+            None => Self::of_whole(message, terms)?,
+        };
+        check_len(len, edit.min, terms.max)?;
+        let original = message.index().payload_range().unwrap_or_default();
+        if terms.mode == EditMode::Complete
+            && len < original.len()
+            && is_super_packet(message, Protocol::TCP)
+        {
+            return Err(EditError::ShorterSuperPacket);
+        }
+        // The kernel puts the payload last. Should it ever not be, the new one must not overwrite the
+        // attributes behind the old one.
+        let message_len = message.index().message_len();
+        let start = if original.end == message_len { original.start } else { message_len };
+        let fits = room.saturating_sub(start);
+        if len > fits {
+            return Err(EditError::TooLong { len, max: terms.max.min(fits) });
+        }
+        // A frame of the same length may be filled up as before. Who hands in another length has seen the
+        // filling and decided about it.
+        let padding = if len == original.len() { padding(message, payload) } else { 0 };
+        Ok(Self { start, len, padding, completion: None, ..edit })
+    }
+
     /// The original payload, if it is the whole packet and can be sent back.
     fn of_whole(message: &PacketMessage<'_>, terms: EditTerms) -> Result<Self, EditError> {
         let range = message.index().payload_range().filter(|range| !range.is_empty());
@@ -48,14 +95,20 @@ impl Edit {
             return Err(EditError::Truncated { copied: range.len(), full });
         }
         let payload = message.payload();
-        if terms.mode == EditMode::Complete && is_super_packet(message, Protocol::UDP) {
-            return Err(EditError::UdpSuperPacket);
+        if terms.mode == EditMode::Complete {
+            if is_super_packet(message, Protocol::UDP) {
+                return Err(EditError::UdpSuperPacket);
+            }
+            let is_unfinished = message.skb_info().is_some_and(SkbInfo::checksum_not_ready);
+            if is_unfinished && !checksum::finishes(payload) {
+                return Err(EditError::UnfinishedChecksum);
+            }
         }
         Ok(Self {
             start: range.start,
             len: range.len(),
             min: ip::transport_offset(message.hw_protocol(), payload),
-            padding: ip::padding(payload),
+            padding: padding(message, payload),
             completion: None,
             is_counted: false,
         })
@@ -71,14 +124,32 @@ impl Edit {
     pub(crate) const fn range(self) -> Range<usize> {
         self.start..self.start + self.len
     }
+
+    /// Sets lengths and checksums, if that has not been done since the packet was last touched. `None` if it is
+    /// not IP.
+    pub(crate) fn complete(&mut self, ethertype: u16, buffer: &mut [u8]) -> Option<Completion> {
+        let is_ip = matches!(ethertype, ETHERTYPE_IPV4 | ETHERTYPE_IPV6);
+        if self.completion.is_none() && is_ip {
+            let payload = buffer.get_mut(self.range()).unwrap_or_default();
+            let len = payload.len().saturating_sub(self.padding);
+            self.completion = Some(checksum::complete(&mut payload[..len]));
+        }
+        self.completion
+    }
+
+    /// Whether the statistics have to know of an edit that was completed only in part, for the first time.
+    pub(crate) fn is_news(&mut self) -> bool {
+        let is_whole = matches!(self.completion, None | Some(Completion::Everything));
+        !std::mem::replace(&mut self.is_counted, true) && !is_whole
+    }
 }
 
 /// What edits of a packet are bound by.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EditTerms {
-    mode: EditMode,
+    pub(crate) mode: EditMode,
     /// The longest payload that can be sent back.
-    max: usize,
+    pub(crate) max: usize,
 }
 
 /// Once it is edited, the kernel forgets where the checksum of a super-packet is to go. For TCP it starts
@@ -88,6 +159,12 @@ fn is_super_packet(message: &PacketMessage<'_>, protocol: Protocol) -> bool {
         && Headers::read(message.payload()).is_ok_and(|headers| headers.protocol == protocol)
 }
 
+/// Bytes of `payload` behind the end of the IP packet. Only frames in a bridge have them; everywhere else the
+/// kernel has cut them off, and a stated length that does not fit is one that is still to be set.
+fn padding(message: &PacketMessage<'_>, payload: &[u8]) -> usize {
+    if Family(message.family()) == Family::BRIDGE { ip::padding(payload) } else { 0 }
+}
+
 /// Whether a payload of `len` bytes can be sent back.
 const fn check_len(len: usize, min: usize, max: usize) -> Result<(), EditError> {
     match len {
@@ -95,91 +172,5 @@ const fn check_len(len: usize, min: usize, max: usize) -> Result<(), EditError> 
         _ if len < min => Err(EditError::TooShort { len, min }),
         _ if len > max => Err(EditError::TooLong { len, max }),
         _ => Ok(()),
-    }
-}
-
-impl Slot {
-    /// What edits of this packet are bound by.
-    pub(crate) fn edit_terms(&self, binding: &Binding) -> EditTerms {
-        let mode = self.edit_mode.unwrap_or(binding.terms().edit_mode);
-        EditTerms { mode, max: binding.payload_max() }
-    }
-
-    /// The payload in `buffer`, from now on to be sent back.
-    pub(crate) fn payload_mut<'b>(
-        &mut self,
-        buffer: &'b mut [u8],
-        terms: EditTerms,
-    ) -> Result<&'b mut [u8], EditError> {
-        let edit = match self.edit {
-            Some(edit) => Edit { completion: None, ..edit },
-            None => Edit::of_whole(&self.index.view(buffer), terms)?,
-        };
-        check_len(edit.len, 0, terms.max)?;
-        self.edit = Some(edit);
-        Ok(buffer.get_mut(edit.range()).unwrap_or_default())
-    }
-
-    /// Where in a buffer of `room` bytes a new payload can lie. Nothing is changed yet.
-    pub(crate) fn place_payload(
-        &self,
-        buffer: &[u8],
-        room: usize,
-        payload: &[u8],
-        terms: EditTerms,
-    ) -> Result<Edit, EditError> {
-        let message = self.index.view(buffer);
-        let len = payload.len();
-        let edit = match self.edit {
-            Some(edit) => edit,
-            None => Edit::of_whole(&message, terms)?,
-        };
-        check_len(len, edit.min, terms.max)?;
-        let original = self.index.payload_range().unwrap_or_default();
-        if terms.mode == EditMode::Complete
-            && len < original.len()
-            && is_super_packet(&message, Protocol::TCP)
-        {
-            return Err(EditError::ShorterSuperPacket);
-        }
-        // The kernel puts the payload last. Should it ever not be, the new one must not overwrite the
-        // attributes behind the old one.
-        let message_len = self.index.message_len();
-        let start = if original.end == message_len { original.start } else { message_len };
-        let fits = room.saturating_sub(start);
-        if len > fits {
-            return Err(EditError::TooLong { len, max: terms.max.min(fits) });
-        }
-        // A frame of the same length may be filled up as before. Who hands in another length has seen the
-        // filling and decided about it.
-        let padding = if len == original.len() { ip::padding(payload) } else { 0 };
-        Ok(Edit { start, len, padding, completion: None, ..edit })
-    }
-
-    /// Completes an edited packet that is about to get its verdict, as its mode says.
-    pub(crate) fn finish_edit(&mut self, buffer: &mut [u8], verdict: Verdict, binding: &Binding) {
-        let mode = self.edit_terms(binding).mode;
-        if self.edit.is_none() || mode == EditMode::Raw || verdict == Verdict::Drop {
-            return;
-        }
-        let Some(completion) = self.complete(buffer) else { return };
-        let is_counted =
-            self.edit.as_mut().is_none_or(|edit| std::mem::replace(&mut edit.is_counted, true));
-        if completion != Completion::Everything && !is_counted {
-            binding.counters().incomplete_edit();
-        }
-    }
-
-    /// Sets lengths and checksums of an edited packet, if that has not been done since it was last touched.
-    pub(crate) fn complete(&mut self, buffer: &mut [u8]) -> Option<Completion> {
-        let ethertype = self.index.view(buffer).hw_protocol();
-        let is_ip = matches!(ethertype, ETHERTYPE_IPV4 | ETHERTYPE_IPV6);
-        let edit = self.edit.as_mut()?;
-        if edit.completion.is_none() && is_ip {
-            let payload = buffer.get_mut(edit.range()).unwrap_or_default();
-            let len = payload.len().saturating_sub(edit.padding);
-            edit.completion = Some(checksum::complete(&mut payload[..len]));
-        }
-        edit.completion
     }
 }

@@ -20,6 +20,9 @@ pub enum Operation {
     /// Taking a queue number.
     #[error("binding the queue")]
     Bind,
+    /// Asking what the kernel supports.
+    #[error("asking what the kernel supports")]
+    Probe,
     /// Changing the configuration of a queue.
     #[error("configuring the queue")]
     Configure,
@@ -226,6 +229,14 @@ pub enum EditError {
         "the kernel cannot cut an edited UDP super-packet into datagrams; turn GSO off to edit it"
     )]
     UdpSuperPacket,
+    /// The packet's checksum is not ready ([`SkbInfo::checksum_not_ready`](crate::SkbInfo::checksum_not_ready)),
+    /// and it is not the packet's own, but that of a packet inside it (a tunnel), or one of SCTP. The kernel
+    /// would not finish it after an edit. [`EditMode::Raw`](crate::EditMode::Raw) lets the edit through.
+    #[error(
+        "a checksum that the kernel has yet to finish lies deeper in the packet and would stay unfinished; \
+         turn GSO off to edit it"
+    )]
+    UnfinishedChecksum,
     /// The packet is a TCP super-packet ([`SkbInfo::is_gso`](crate::SkbInfo::is_gso)) and the new payload is
     /// shorter: if it is no longer than one segment, whose length is not known here, the kernel drops it
     /// without a word. [`EditMode::Raw`](crate::EditMode::Raw) lets the edit through.

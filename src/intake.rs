@@ -61,8 +61,10 @@ impl Intake {
         self.kept.push_back(Kept { datagram: datagram.into(), received });
     }
 
-    /// Throws kept packets of queues away that `is_stale` says yes to.
+    /// Begins anew, except for the kept packets of queues that `is_stale` says no to.
     pub(crate) fn forget(&mut self, is_stale: impl Fn(u16) -> bool) {
+        self.stats = Stats::default();
+        self.refusals.clear();
         self.kept.retain(|kept| {
             let packet = PacketIndex::salvage(&kept.datagram);
             !packet.is_some_and(|(queue, _)| is_stale(queue))

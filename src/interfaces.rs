@@ -79,7 +79,8 @@ impl Interfaces {
         {
             return name.clone();
         }
-        let name = socket.as_mut()?.ask(index);
+        // Without an answer, the next one who wants to know asks again.
+        let name = socket.as_mut()?.ask(index)?;
         if names.len() >= NAMES_MAX {
             names.clear();
         }
@@ -89,7 +90,8 @@ impl Interfaces {
 }
 
 impl Socket {
-    fn ask(&mut self, index: u32) -> Option<Arc<str>> {
+    /// The kernel's answer, if it came.
+    fn ask(&mut self, index: u32) -> Option<Option<Arc<str>>> {
         const NO_FLAGS: i32 = 0;
         self.sequence = self.sequence.wrapping_add(1);
         self.socket.send(&request(self.sequence, index), NO_FLAGS).ok()?;
@@ -101,7 +103,7 @@ impl Socket {
             }
             let answer = answer.get(..length).unwrap_or(&answer);
             if sequence(answer) == Some(self.sequence) {
-                return name(answer);
+                return Some(name(answer));
             }
         }
     }

@@ -43,6 +43,7 @@ pub use netfilterqueue_protocol::verdict::Verdict;
 pub use nix::errno::Errno;
 
 pub use batch::{Batch, Packets};
+pub use binding::StatsHandle;
 pub use builder::{QueueBuilder, QueueNumbers};
 pub use edit::EditMode;
 pub use error::{EditError, Error, Operation};
@@ -54,7 +55,7 @@ pub use packet::{Decided, Packet};
 pub use queue::Queue;
 pub use retained::{NotSent, RetainedPacket};
 pub use socket::open_socket;
-pub use stats::{KernelStats, Refusal, Stats, StatsHandle};
+pub use stats::{KernelStats, Refusal, Stats};
 pub use stop::StopHandle;
 
 /// What may move to another thread, and what may be used by several.

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::{panic, thread};
 
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 
 use crate::error::{Error, Operation};
@@ -36,7 +37,11 @@ impl Namespace {
     ///
     /// [`Error::System`] if the file cannot be opened.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
-        let file = File::open(path).map_err(Error::system(Operation::Namespace, "open"))?;
+        let path = path.as_ref();
+        let named =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let file = File::open(path).map_err(named);
+        let file = file.map_err(Error::system(Operation::Namespace, "open"))?;
         Ok(Self { fd: file.into() })
     }
 
@@ -78,6 +83,7 @@ impl Namespace {
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
         let enter_and_work = || {
             setns(&self.fd, CloneFlags::CLONE_NEWNET)
+                .map_err(explained)
                 .map_err(Error::system(Operation::Namespace, "setns"))?;
             Ok(work())
         };
@@ -87,6 +93,16 @@ impl Namespace {
                 .map_err(Error::system(Operation::Namespace, "clone"))?;
             thread.join().unwrap_or_else(|panic| panic::resume_unwind(panic))
         })
+    }
+}
+
+/// Says what is wrong where the number does not.
+fn explained(errno: Errno) -> io::Error {
+    let error = io::Error::from(errno);
+    match errno {
+        Errno::EINVAL => io::Error::new(error.kind(), "this is no network namespace (EINVAL)"),
+        Errno::EPERM => io::Error::new(error.kind(), "this needs CAP_SYS_ADMIN (EPERM)"),
+        _ => error,
     }
 }
 

@@ -120,9 +120,8 @@ impl<'a> Packet<'a> {
     /// As [`Packet::payload_mut`]; [`EditError::Empty`], [`EditError::TooShort`], [`EditError::TooLong`] and
     /// [`EditError::ShorterSuperPacket`] for a payload that cannot be sent back.
     pub fn set_payload(&mut self, payload: &[u8]) -> Result<(), EditError> {
-        let terms = self.slot.edit_terms(self.binding);
         let room = self.buffer.len();
-        let edit = self.slot.place_payload(self.buffer, room, payload, terms)?;
+        let edit = self.slot.place_payload(self.buffer, room, payload, self.binding)?;
         if let Some(target) = self.buffer.get_mut(edit.range()) {
             target.copy_from_slice(payload);
             self.slot.edit = Some(edit);
@@ -140,7 +139,9 @@ impl<'a> Packet<'a> {
     }
 
     /// Drops the packet and with it all later packets of its flow, both directions: they do not come up any
-    /// more, except that the first packet of a new flow is dropped without being remembered.
+    /// more. The kernel remembers that only of a flow of which some packet has been let through before: dropping
+    /// the first packet of a new flow drops that packet alone, and the next one comes up again. At the output
+    /// hook, a local sender of later packets gets `EPERM`.
     ///
     /// The verdict is not a drop but an accept that the rules behind the queue turn into one. **Where they are
     /// missing the packet passes**: `bypass` must be that of the rules which queued this packet, and they must

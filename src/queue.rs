@@ -9,12 +9,12 @@ use netfilterqueue_protocol::config::{Command, ConfigFlags, ConfigMessage, CopyM
 use nix::errno::Errno;
 
 use crate::batch::Batch;
-use crate::binding::Binding;
+use crate::binding::{Binding, StatsHandle};
 use crate::builder::{QueueBuilder, QueueNumbers};
 use crate::control::Control;
 use crate::error::{Error, Operation};
 use crate::intake::Intake;
-use crate::stats::{KernelStats, KernelTable, Refusal, Stats, StatsHandle};
+use crate::stats::{KernelStats, Refusal, Stats};
 use crate::stop::StopHandle;
 
 /// One or several queue numbers that this program holds, and the socket their packets come through.
@@ -35,7 +35,6 @@ pub struct Queue {
     control: Control,
     pub(crate) intake: Intake,
     settings: Settings,
-    kernel_table: io::Result<KernelTable>,
     pub(crate) batch_len: usize,
     /// The buffers of [`Queue::run`], kept from one call to the next.
     pub(crate) batch: Option<Batch>,
@@ -61,7 +60,6 @@ pub(crate) struct Parts {
     pub(crate) control: Control,
     pub(crate) intake: Intake,
     pub(crate) settings: Settings,
-    pub(crate) kernel_table: io::Result<KernelTable>,
     pub(crate) batch_len: usize,
     pub(crate) nonblocking: bool,
 }
@@ -97,7 +95,6 @@ impl Queue {
             control: parts.control,
             intake: parts.intake,
             settings: parts.settings,
-            kernel_table: parts.kernel_table,
             batch_len: parts.batch_len,
             batch: None,
             nonblocking: parts.nonblocking,
@@ -126,19 +123,14 @@ impl Queue {
     }
 
     /// The kernel's own counters, of each of the queue's numbers. Since they come from another source, they
-    /// tell what this program cannot see, and show that what it sees is right.
+    /// tell what this program cannot see, and show that what it sees is right. Since 3.17.
     ///
     /// # Errors
     ///
     /// As [`KernelStats::read`]; `Unsupported` for a queue on a socket from elsewhere
     /// ([`QueueBuilder::bind_on`]).
     pub fn kernel_stats(&self) -> io::Result<Vec<KernelStats>> {
-        let table = self.kernel_table.as_ref().map_err(|error| io::Error::from(error.kind()))?;
-        let numbers: Vec<u16> = self.numbers().collect();
-        let mut rows = table.read()?;
-        rows.retain(|row| numbers.binary_search(&row.queue).is_ok());
-        rows.sort_unstable_by_key(|row| row.queue);
-        Ok(rows)
+        self.binding.kernel_stats()
     }
 
     /// The verdicts that the kernel refused since the last call, oldest first; at most the newest 256. The

@@ -13,6 +13,23 @@ use crate::verdicts::Answer;
 /// After this long, verdicts that could not be sent and that nobody else can send are tried again.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
+/// How long to wait for packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    None,
+    Until(Instant),
+    Endless,
+}
+
+impl Patience {
+    const fn until(self) -> Option<Instant> {
+        match self {
+            Self::Until(until) => Some(until),
+            Self::None | Self::Endless => None,
+        }
+    }
+}
+
 impl Queue {
     /// Receives packets into `batch`, as many as wait and fit, and returns how many. Blocks for the first
     /// one only: usually one `poll`, then one `recvmmsg` per 64 packets. What the batch held before is
@@ -30,7 +47,7 @@ impl Queue {
     /// non-blocking mode if no packet waits. [`Error::System`] if the socket fails, or an
     /// earlier batch cannot be committed; then nothing is received.
     pub fn recv(&mut self, batch: &mut Batch) -> Result<usize, Error> {
-        self.recv_until(batch, None)
+        self.receive_within(self.patience(), batch)
     }
 
     /// As [`Queue::recv`], for no longer than `timeout`, to the millisecond; also in non-blocking mode.
@@ -39,17 +56,25 @@ impl Queue {
     ///
     /// As [`Queue::recv`]; [`Error::WouldBlock`] if no packet has come in time.
     pub fn recv_timeout(&mut self, batch: &mut Batch, timeout: Duration) -> Result<usize, Error> {
-        let nonblocking = std::mem::take(&mut self.nonblocking);
         // What is out of the clock's range is for ever.
-        let result = self.recv_until(batch, Instant::now().checked_add(timeout));
-        self.nonblocking = nonblocking;
-        result
+        let until = Instant::now().checked_add(timeout);
+        self.receive_within(until.map_or(Patience::Endless, Patience::Until), batch)
     }
 
-    fn recv_until(&mut self, batch: &mut Batch, until: Option<Instant>) -> Result<usize, Error> {
+    /// How long the program wants to wait.
+    pub(crate) const fn patience(&self) -> Patience {
+        if self.nonblocking { Patience::None } else { Patience::Endless }
+    }
+
+    pub(crate) fn receive_within(
+        &mut self,
+        patience: Patience,
+        batch: &mut Batch,
+    ) -> Result<usize, Error> {
         batch.commit_leftovers()?;
         // Without waiting, only asking tells whether more has come.
-        self.drained &= !self.nonblocking;
+        self.drained &= patience != Patience::None;
+        let mut has_waited = false;
         loop {
             self.binding.wake().reset();
             self.answer_for_others();
@@ -60,21 +85,20 @@ impl Queue {
             if packets > 0 {
                 return Ok(packets);
             }
-            if !self.drained && until.is_none_or(|until| Instant::now() < until) {
-                // Only answers and refusals were received; there may be more behind them.
-                continue;
-            }
-            if self.nonblocking {
+            let is_over = match patience {
+                Patience::None => self.drained,
+                // Asking comes first, also where there is no time to wait: a packet may have come.
+                Patience::Until(until) => (has_waited || !self.drained) && until <= Instant::now(),
+                Patience::Endless => false,
+            };
+            if is_over {
                 return Err(Error::WouldBlock);
             }
-            let wake_at = self.next_deadline().into_iter().chain(until).min();
-            // Waiting comes first, also where there is no time for it: a packet may have come.
-            if self.wait(wake_at)? == Wake::Nothing
-                && until.is_some_and(|until| until <= Instant::now())
-            {
-                // The same moment may be somebody's deadline.
-                self.answer_for_others();
-                return Err(Error::WouldBlock);
+            // If not, only answers and refusals were received, and there may be more behind them.
+            if self.drained {
+                let until = patience.until();
+                self.wait(self.next_deadline().into_iter().chain(until).min())?;
+                has_waited = true;
             }
         }
     }
@@ -165,16 +189,19 @@ impl Queue {
         }
     }
 
-    fn wait(&mut self, until: Option<Instant>) -> Result<Wake, Error> {
+    fn wait(&mut self, until: Option<Instant>) -> Result<(), Error> {
         self.intake.stats.wait_calls += 1;
         // Rounded up: a wait that ends too early only has to begin again.
         let timeout = until.map(|until| {
             until.saturating_duration_since(Instant::now()) + Duration::from_micros(999)
         });
         let wake = self.binding.socket().wait(Some(self.binding.wake().event()), timeout);
-        let wake = wake.map_err(Error::system(Operation::Receive, "poll"))?;
-        // What else it was woken for, the loop looks.
-        self.drained &= wake != Wake::Readable;
-        Ok(wake)
+        match wake.map_err(Error::system(Operation::Receive, "poll"))? {
+            Wake::Readable => self.drained = false,
+            // The loop looks what for.
+            Wake::Woken => self.binding.wake().clear(),
+            Wake::Nothing => {}
+        }
+        Ok(())
     }
 }

@@ -131,8 +131,7 @@ impl RetainedPacket {
     ///
     /// As [`Packet::set_payload`](crate::Packet::set_payload).
     pub fn set_payload(&mut self, payload: &[u8]) -> Result<(), EditError> {
-        let terms = self.slot.edit_terms(&self.binding);
-        let edit = self.slot.place_payload(&self.buffer, usize::MAX, payload, terms)?;
+        let edit = self.slot.place_payload(&self.buffer, usize::MAX, payload, &self.binding)?;
         let len = self.buffer.len().max(edit.range().end);
         self.buffer.resize(len, 0);
         if let Some(target) = self.buffer.get_mut(edit.range()) {
@@ -165,15 +164,18 @@ impl RetainedPacket {
 
     /// Sends a verdict with the packet's changes, or the default verdict without them.
     fn send(&mut self, verdict: Option<Verdict>) -> Result<(), Error> {
+        if self.binding.is_closed() {
+            return Err(Error::Closed);
+        }
         if self.deadline.as_ref().is_some_and(|deadline| !deadline.claim.take()) {
             return Err(Error::Expired);
         }
         let result = self.send_claimed(verdict);
-        if result.is_err()
-            && !matches!(result, Err(Error::Closed))
-            && let Some(at) = self.deadline()
-        {
-            self.deadline = Some(self.register(at));
+        match &result {
+            Ok(()) => {}
+            // Nobody is left to whom a deadline means anything.
+            Err(Error::Closed) => self.deadline = None,
+            Err(_) => self.deadline = self.deadline().map(|at| self.register(at)),
         }
         result
     }

@@ -1,6 +1,7 @@
 //! Queues that call a program's function for each packet.
 
 use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
@@ -10,18 +11,19 @@ use crate::batch::Batch;
 use crate::error::{Error, Operation};
 use crate::packet::{Decided, Packet};
 use crate::queue::Queue;
-use crate::stop::StopHandle;
+use crate::receive::Patience;
+use crate::stop::WakeUp;
 
 /// How long [`Queue::drain`] tries to send verdicts for which the kernel has no memory.
-const PATIENCE: Duration = Duration::from_secs(2);
+const GIVE_UP_AFTER: Duration = Duration::from_secs(2);
 
 impl Queue {
-    /// Judges packets until a [`StopHandle`] is used: receives a batch, calls `judge` for each packet, and
+    /// Judges packets until a [`StopHandle`](crate::StopHandle) is used: receives a batch, calls `judge` for each packet, and
     /// sends the verdicts of the batch. In non-blocking mode, returns as soon as no packet waits.
     ///
     /// `judge` cannot forget a packet: only [`Packet::accept`], [`Packet::verdict`] and their like yield the
     /// [`Decided`] it must return. Write it in place or as a function: a closure that is first
-    /// bound to a name is not general enough, and neither is `Packet::accept` itself, which clippy may propose
+    /// bound to a name is not general enough (a `Box<dyn FnMut(Packet) -> Decided>` is), and neither is `Packet::accept` itself, which clippy may propose
     /// for `|packet| packet.accept()`. Should it panic, the packets it has judged get their
     /// verdicts, and the rest of the batch gets the default verdict.
     ///
@@ -38,21 +40,22 @@ impl Queue {
     where
         F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
     {
-        match self.run_until_error(&mut judge) {
+        let patience = self.patience();
+        match self.run_until_error(patience, &mut judge) {
             Error::WouldBlock => Ok(()),
-            Error::Stopped if !self.nonblocking => Ok(()),
+            Error::Stopped if patience == Patience::Endless => Ok(()),
             error => Err(error),
         }
     }
 
     /// Judges packets until receiving or sending fails, and returns why.
-    fn run_until_error<F>(&mut self, judge: &mut F) -> Error
+    fn run_until_error<F>(&mut self, patience: Patience, judge: &mut F) -> Error
     where
         F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
     {
         let mut batch = self.batch.take().unwrap_or_else(|| Batch::new(self.batch_len));
         loop {
-            match self.recv(&mut batch) {
+            match self.receive_within(patience, &mut batch) {
                 Ok(_) => {}
                 Err(error) => {
                     if matches!(error, Error::Stopped | Error::WouldBlock) {
@@ -71,7 +74,7 @@ impl Queue {
     }
 
     /// Judges the packets of several queues with a thread each, until one of them is stopped by its
-    /// [`StopHandle`] or fails; then all are stopped, this once. Which queue a packet is of, it tells itself
+    /// [`StopHandle`](crate::StopHandle) or fails; then all of them end. Which queue a packet is of, it tells itself
     /// ([`Packet::queue`]). All of them block, also those in non-blocking mode.
     ///
     /// ```no_run
@@ -94,34 +97,38 @@ impl Queue {
     where
         F: for<'p> Fn(Packet<'p>) -> Decided<'p> + Sync,
     {
-        let stops: Vec<StopHandle> = queues.iter().map(Self::stop_handle).collect();
-        let (judge, stops) = (&judge, stops.as_slice());
-        let _used_up = UseUp(stops);
-        thread::scope(|scope| {
+        let wakes: Vec<_> = queues.iter().map(|queue| Arc::clone(queue.binding.wake())).collect();
+        let (judge, wakes) = (&judge, wakes.as_slice());
+        wakes.iter().for_each(|wake| wake.set_ending(false));
+        let result = thread::scope(|scope| {
             // Also if not all threads can be had.
-            let _stop = StopAll(stops);
+            let _end = EndAll(wakes);
             let run_one = |queue: &mut Self| {
                 // Also if the judge panics.
-                let _stop = StopAll(stops);
-                let nonblocking = std::mem::take(&mut queue.nonblocking);
-                let result = queue.run(judge);
-                queue.nonblocking = nonblocking;
-                result
+                let _end = EndAll(wakes);
+                match queue.run_until_error(Patience::Endless, &mut |packet| judge(packet)) {
+                    Error::Stopped => Ok(()),
+                    error => Err(error),
+                }
             };
-            let mut threads = Vec::with_capacity(stops.len());
+            let mut threads = Vec::with_capacity(wakes.len());
             for queue in queues {
-                let thread = thread::Builder::new()
-                    .spawn_scoped(scope, move || run_one(queue))
-                    .map_err(Error::system(Operation::Receive, "clone"))?;
-                threads.push(thread);
+                match thread::Builder::new().spawn_scoped(scope, move || run_one(queue)) {
+                    Ok(thread) => threads.push(thread),
+                    Err(error) => {
+                        return Ok(vec![Err(Error::system(Operation::Receive, "clone")(error))]);
+                    }
+                }
             }
             let results: Vec<_> = threads.into_iter().map(ScopedJoinHandle::join).collect();
             // A panic is more than an error.
-            match results.into_iter().collect::<Result<Vec<_>, _>>() {
-                Ok(results) => results.into_iter().collect(),
-                Err(panic) => resume_unwind(panic),
-            }
-        })
+            results.into_iter().collect::<thread::Result<Vec<_>>>()
+        });
+        wakes.iter().for_each(|wake| wake.set_ending(false));
+        match result {
+            Ok(results) => results.into_iter().collect(),
+            Err(panic) => resume_unwind(panic),
+        }
     }
 
     /// Judges everything that is queued, and lets nothing new in: for an end without loss, before
@@ -132,7 +139,7 @@ impl Queue {
     /// matters, pause the rules that feed it before (`rules::InstalledRules::pause`); removing them would
     /// make the kernel drop what waits.
     ///
-    /// Packets that are retained stay queued: their verdicts are for whoever holds them. A [`StopHandle`]
+    /// Packets that are retained stay queued: their verdicts are for whoever holds them. A [`StopHandle`](crate::StopHandle)
     /// does not end it; often a queue is drained because it was told to stop.
     ///
     /// # Errors
@@ -148,18 +155,9 @@ impl Queue {
         F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
     {
         self.set_max_len(0)?;
-        let nonblocking = std::mem::replace(&mut self.nonblocking, true);
-        let result = self.judge_all(&mut judge, Instant::now() + PATIENCE);
-        self.nonblocking = nonblocking;
-        result
-    }
-
-    fn judge_all<F>(&mut self, judge: &mut F, give_up_at: Instant) -> Result<(), Error>
-    where
-        F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
-    {
+        let give_up_at = Instant::now() + GIVE_UP_AFTER;
         loop {
-            match (self.run_until_error(judge), self.retry_at) {
+            match (self.run_until_error(Patience::None, &mut judge), self.retry_at) {
                 (Error::Stopped, _) => {}
                 (Error::WouldBlock, None) => return Ok(()),
                 (Error::WouldBlock, Some(retry_at)) if retry_at < give_up_at => {
@@ -174,21 +172,11 @@ impl Queue {
     }
 }
 
-/// Stops queues that are run together.
-struct StopAll<'a>(&'a [StopHandle]);
+/// Ends the runs of queues that are run together. Apart from a stop, so that it is not taken for the program's.
+struct EndAll<'a>(&'a [Arc<WakeUp>]);
 
-impl Drop for StopAll<'_> {
+impl Drop for EndAll<'_> {
     fn drop(&mut self) {
-        self.0.iter().for_each(StopHandle::stop);
-    }
-}
-
-/// Takes back the stops that queues which are run together have given each other: the next run of one must
-/// not end because of them.
-struct UseUp<'a>(&'a [StopHandle]);
-
-impl Drop for UseUp<'_> {
-    fn drop(&mut self) {
-        self.0.iter().for_each(StopHandle::use_up);
+        self.0.iter().for_each(|wake| wake.set_ending(true));
     }
 }

@@ -7,7 +7,10 @@ use netfilterqueue_protocol::message::{Ack, Message};
 use netfilterqueue_protocol::packet::PacketIndex;
 use netfilterqueue_protocol::verdict::Verdict;
 
-use crate::edit::{Edit, EditMode};
+use crate::binding::Binding;
+use crate::checksum::Completion;
+use crate::edit::{Edit, EditMode, EditTerms};
+use crate::error::EditError;
 use crate::socket::Received;
 use crate::verdicts::{Answer, Extras};
 
@@ -149,6 +152,56 @@ impl Slot {
             payload_len: edit.map(|edit| edit.len),
             ..Answer::plain(self.queue, self.id, verdict)
         }
+    }
+}
+
+/// Editing.
+impl Slot {
+    /// The payload in `buffer`, from now on to be sent back.
+    pub(crate) fn payload_mut<'b>(
+        &mut self,
+        buffer: &'b mut [u8],
+        binding: &Binding,
+    ) -> Result<&'b mut [u8], EditError> {
+        let terms = self.edit_terms(binding);
+        let edit = Edit::in_place(self.edit, &self.index.view(buffer), terms)?;
+        self.edit = Some(edit);
+        Ok(buffer.get_mut(edit.range()).unwrap_or_default())
+    }
+
+    /// Where in a buffer of `room` bytes another payload can lie. Nothing is changed yet.
+    pub(crate) fn place_payload(
+        &self,
+        buffer: &[u8],
+        room: usize,
+        payload: &[u8],
+        binding: &Binding,
+    ) -> Result<Edit, EditError> {
+        let terms = self.edit_terms(binding);
+        Edit::replacement(self.edit, &self.index.view(buffer), room, payload, terms)
+    }
+
+    /// Completes an edited packet that is about to get its verdict, as its mode says.
+    pub(crate) fn finish_edit(&mut self, buffer: &mut [u8], verdict: Verdict, binding: &Binding) {
+        if verdict == Verdict::Drop || self.edit_terms(binding).mode == EditMode::Raw {
+            return;
+        }
+        self.complete(buffer);
+        if self.edit.as_mut().is_some_and(Edit::is_news) {
+            binding.counters().incomplete_edit();
+        }
+    }
+
+    /// Sets lengths and checksums of an edited packet, if that has not been done since it was last touched.
+    pub(crate) fn complete(&mut self, buffer: &mut [u8]) -> Option<Completion> {
+        let edit = self.edit.as_mut()?;
+        let ethertype = self.index.view(buffer).hw_protocol();
+        edit.complete(ethertype, buffer)
+    }
+
+    fn edit_terms(&self, binding: &Binding) -> EditTerms {
+        let mode = self.edit_mode.unwrap_or(binding.terms().edit_mode);
+        EditTerms { mode, max: binding.payload_max() }
     }
 }
 

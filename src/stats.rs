@@ -4,11 +4,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 
-use crate::binding::Binding;
 use crate::verdicts::Datagram;
 
 /// Counters of a queue since it was bound; over all its numbers, if it has several.
@@ -19,7 +18,8 @@ pub struct Stats {
     pub received: u64,
     /// Packets that the kernel counted and could not deliver, nearly always because the socket's
     /// receive buffer was full: gaps in the packet ids, which show when a later packet comes. The
-    /// kernel has dropped them, or accepted them if the queue fails open.
+    /// kernel has dropped them, or accepted them if the queue fails open. Packets that found the *queue* full
+    /// have no id and do not show here: [`KernelStats::queue_dropped`] counts them.
     pub lost: u64,
     /// Packets longer than the batch's buffers. They got the default verdict.
     pub truncated: u64,
@@ -67,28 +67,6 @@ impl Stats {
     }
 }
 
-/// The counters of a queue that is used elsewhere, by [`Queue::run`](crate::Queue::run) for one. May be
-/// cloned, sent to other threads and used after the queue is gone.
-#[derive(Debug, Clone)]
-pub struct StatsHandle {
-    counters: Arc<Counters>,
-    binding: Weak<Binding>,
-}
-
-impl StatsHandle {
-    pub(crate) fn new(binding: &Arc<Binding>) -> Self {
-        Self { counters: Arc::clone(binding.counters()), binding: Arc::downgrade(binding) }
-    }
-
-    /// The counters now. What the queue receives is entered once per receive call.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        let open = self.binding.upgrade().filter(|binding| !binding.is_closed());
-        let held = open.map_or(0, |binding| binding.outstanding().count());
-        self.counters.stats(held)
-    }
-}
-
 /// What is counted by any thread, and what the receiving thread has published.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
@@ -132,7 +110,7 @@ impl Counters {
         *self.received.lock().unwrap_or_else(PoisonError::into_inner) = *received;
     }
 
-    fn stats(&self, held: u64) -> Stats {
+    pub(crate) fn stats(&self, held: u64) -> Stats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
             answered: read(&self.answered),
@@ -160,7 +138,8 @@ pub struct Refusal {
     pub cumulative: bool,
     /// The kernel's reason. `ENOENT` is normal: the packet was flushed, because a firewall rule set
     /// changed or a device went down. (A cumulative verdict is refused only if none of its packets
-    /// is left.) `EPERM`: the program has lost `CAP_NET_ADMIN`, and the packet still waits; the
+    /// is left.) `EPERM`: the program has lost `CAP_NET_ADMIN`, and the packet still waits (for ever, as far
+    /// as this program goes); the
     /// kernel says so once for a whole datagram, and names its first packet.
     pub errno: Errno,
 }
@@ -190,7 +169,7 @@ pub struct KernelStats {
 
 impl KernelStats {
     /// Reads the counters of `queue` in the *calling thread's* network namespace; `None` if nobody has
-    /// bound it there.
+    /// bound it there. Since 3.17.
     ///
     /// # Errors
     ///
@@ -229,7 +208,9 @@ pub(crate) struct KernelTable(File);
 
 impl KernelTable {
     pub(crate) fn here() -> io::Result<Self> {
-        File::open("/proc/thread-self/net/netfilter/nfnetlink_queue").map(Self)
+        const PATH: &str = "/proc/thread-self/net/netfilter/nfnetlink_queue";
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{PATH}: {error}"));
+        File::open(PATH).map(Self).map_err(named)
     }
 
     /// All rows; once for all numbers of a queue, because the kernel is slow at it.

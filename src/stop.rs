@@ -29,11 +29,6 @@ impl StopHandle {
         self.wake.stop_requested.store(true, Ordering::SeqCst);
         self.wake.wake();
     }
-
-    /// Takes a stop back that the queue has not heeded yet.
-    pub(crate) fn use_up(&self) {
-        self.wake.take_stop();
-    }
 }
 
 /// For event loops that wait for the queue's descriptor themselves: wait for this one too, and call
@@ -56,6 +51,8 @@ impl AsRawFd for StopHandle {
 #[derive(Debug)]
 pub(crate) struct WakeUp {
     stop_requested: AtomicBool,
+    /// Whether the queues that run together with this one have ended.
+    is_ending: AtomicBool,
     /// How many writes to the event are not read yet, or just about to be made: while there are none, it need
     /// not be asked.
     announced: AtomicU64,
@@ -67,7 +64,8 @@ impl WakeUp {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let event =
             EventFd::from_flags(flags).map_err(Error::system(Operation::Open, "eventfd"))?;
-        Ok(Self { stop_requested: AtomicBool::new(false), announced: AtomicU64::new(0), event })
+        let [stop_requested, is_ending] = [false; 2].map(AtomicBool::new);
+        Ok(Self { stop_requested, is_ending, announced: AtomicU64::new(0), event })
     }
 
     /// Ends the queue's present wait, or its next one.
@@ -86,16 +84,31 @@ impl WakeUp {
 
     /// To be called before looking at what there is to do: so that what comes in between ends the next wait.
     pub(crate) fn reset(&self) {
-        if self.announced.load(Ordering::SeqCst) > 0
-            && let Ok(writes) = self.event.read()
-        {
-            self.announced.fetch_sub(writes, Ordering::SeqCst);
+        if self.announced.load(Ordering::SeqCst) > 0 {
+            self.clear();
         }
     }
 
-    /// Whether a stop was requested since the last call.
+    /// As [`WakeUp::reset`], where the event is known to be readable. A process that was forked off may have
+    /// written to it, and has announced that to itself only.
+    pub(crate) fn clear(&self) {
+        if let Ok(writes) = self.event.read() {
+            let without = |announced: u64| Some(announced.saturating_sub(writes));
+            let _ = self.announced.fetch_update(Ordering::SeqCst, Ordering::SeqCst, without);
+        }
+    }
+
+    /// Ends the queue's run, or lets it begin another one.
+    pub(crate) fn set_ending(&self, yes: bool) {
+        self.is_ending.store(yes, Ordering::SeqCst);
+        if yes {
+            self.wake();
+        }
+    }
+
+    /// Whether the queue's run is to end, by a stop since the last call or because others have ended.
     pub(crate) fn take_stop(&self) -> bool {
-        self.stop_requested.swap(false, Ordering::SeqCst)
+        self.stop_requested.swap(false, Ordering::SeqCst) || self.is_ending.load(Ordering::SeqCst)
     }
 }
 

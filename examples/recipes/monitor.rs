@@ -11,13 +11,17 @@ pub fn monitor(number: u16) -> Result<(), Error> {
         loop {
             thread::sleep(Duration::from_secs(10));
             println!("{}", line(&handle.stats()));
+            for kernel in handle.kernel_stats().unwrap_or_default() {
+                println!("queue {}: {} dropped, it was full", kernel.queue, kernel.queue_dropped);
+            }
         }
     });
     queue.run(|packet| packet.accept())
 }
 
 /// What should be watched: `lost` that grows means a receive buffer that is too small or a program that is
-/// too slow, `held` that grows means packets without a verdict.
+/// too slow, `held` that grows means packets without a verdict. Packets that found the queue itself full are
+/// known to the kernel only.
 pub fn line(stats: &Stats) -> String {
     format!(
         "received {} lost {} held {} refused {} expired {} system calls {}",

@@ -26,8 +26,8 @@
 //!
 //! # Rewrite the TTL
 //!
-//! The IPv4 header checksum is set with the verdict ([`EditMode::Complete`]). What cannot be edited is a packet
-//! that was copied only in part; [`EditError`] says why.
+//! The IPv4 header checksum is set with the verdict ([`EditMode::Complete`]). What cannot be edited,
+//! such as a packet that was copied only in part, [`EditError`] explains.
 //!
 #![doc = concat!("```no_run\n", include_str!("../../examples/recipes/rewrite_ttl.rs"), "```")]
 //!

@@ -2,7 +2,7 @@
 //! the kernel's own counters the checksums.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -11,7 +11,8 @@ use std::thread;
 use netfilterqueue::checksum::{Completion, WhyIpOnly};
 use netfilterqueue::rules::{InstalledRules, Protocol, Rule, Rules};
 use netfilterqueue::{EditError, EditMode, Hook, Packet, Queue, SkbInfo, Verdict};
-use netfilterqueue_netns::Namespace;
+use netfilterqueue_netns::{Error, Namespace};
+use nix::errno::Errno;
 use nix::sys::socket::sockopt::{ReceiveTimeout, SndBuf, UdpGsoSegment};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recv, sendto,
@@ -28,7 +29,7 @@ use crate::support::{
     internet_checksum, judge_while, queue_udp, receive_exactly,
 };
 
-pub const TESTS: [Test; 12] = tests![
+pub const TESTS: [Test; 14] = tests![
     udp_of_any_length,
     tcp_of_any_length,
     icmp_of_any_length,
@@ -40,6 +41,8 @@ pub const TESTS: [Test; 12] = tests![
     raw_packets_leave_as_they_were_written,
     the_mode_of_a_packet_goes_before_that_of_its_queue,
     completing_tells_what_was_done,
+    a_packet_with_another_ones_checksum_is_not_edited,
+    a_stale_length_cuts_nothing_off,
     fragments_are_reported,
 ];
 
@@ -455,6 +458,74 @@ fn completing_tells_what_was_done(_: &Namespace) {
     packet.accept();
     batch.commit().unwrap();
     assert_eq!(udp.receive_all(1), [b"and more"]);
+}
+
+/// The checksum that is not ready is that of the TCP segment in the tunnel.
+fn a_packet_with_another_ones_checksum_is_not_edited(here: &Namespace) {
+    const OUTER: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 6, 0, 1), Ipv4Addr::new(10, 6, 0, 2)];
+    const INNER: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 7, 0, 1), Ipv4Addr::new(10, 7, 0, 2)];
+    let there = Namespace::new().unwrap();
+    here.veth("outer", &there, "outer").unwrap();
+    for (at, namespace) in [here, &there].into_iter().enumerate() {
+        namespace.add_address("outer", OUTER[at].into(), 24).unwrap();
+        match namespace.vxlan("inner", 5, OUTER[1 - at]) {
+            // A kernel without such tunnels says so.
+            Err(Error::System { source, .. })
+                if source.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) =>
+            {
+                return;
+            }
+            result => result.unwrap(),
+        }
+        namespace.add_address("inner", INNER[at].into(), 24).unwrap();
+    }
+    let mut queue = Queue::builder(1).bind().unwrap();
+    let rule = Rule::queue(1).protocol(Protocol::UDP).destination_port(4789);
+    let _rules = Rules::new(Hook::OUTPUT).rule(rule).install().unwrap();
+    let listener = there.run(|| TcpListener::bind((INNER[1], 0)).unwrap());
+    let to = listener.local_addr().unwrap();
+    let mut refused = 0;
+    judge_while(
+        &mut queue,
+        |mut packet| {
+            match packet.payload_mut() {
+                Ok(_) => {}
+                Err(error) => {
+                    assert_eq!(error, EditError::UnfinishedChecksum);
+                    refused += 1;
+                }
+            }
+            packet.accept()
+        },
+        || {
+            let mut client = TcpStream::connect_timeout(&to, SOON).expect("connected");
+            let (mut server, _) = listener.accept().unwrap();
+            server.set_read_timeout(Some(SOON)).unwrap();
+            client.write_all(b"through the tunnel").unwrap();
+            let mut received = [0; 18];
+            server.read_exact(&mut received).expect("it arrives");
+            assert_eq!(&received, b"through the tunnel");
+        },
+    );
+    assert!(refused > 0, "the inner checksums were not ready");
+    assert_eq!(checksum_errors(&there), 0, "the kernel found checksums wrong");
+}
+
+/// Only in a bridge may a packet be longer than its header says.
+fn a_stale_length_cuts_nothing_off(_: &Namespace) {
+    let mut queue = Queue::builder(1).bind().unwrap();
+    let _rules = queue_udp(1);
+    let udp = UdpPair::new(V4);
+    udp.send(&pattern(1, 36));
+    let mut batch = receive_exactly(&mut queue, 1);
+    let mut packet = batch.iter_mut().next().unwrap();
+    replace_data(&mut packet, &pattern(2, 26));
+    packet.complete();
+    // As long as the original, with a header that says otherwise.
+    replace_data(&mut packet, &pattern(3, 36));
+    packet.accept();
+    batch.commit().unwrap();
+    assert_eq!(udp.receive_all(1), [pattern(3, 36)]);
 }
 
 fn fragments_are_reported(router: &Namespace) {

@@ -1,6 +1,7 @@
 //! Queues in other network namespaces, and on sockets that were opened elsewhere.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -19,7 +20,6 @@ use netlink_sys::protocols::{
     NETLINK_SOCK_DIAG, NETLINK_USERSOCK, NETLINK_XFRM,
 };
 use netlink_sys::{Socket, SocketAddr};
-use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt::RcvBuf};
 use nix::unistd::gettid;
 
@@ -133,33 +133,38 @@ fn a_panic_elsewhere_is_handed_on(_: &Namespace) {
     assert_eq!(here(), before);
 }
 
-fn errno_of(error: &Error) -> Errno {
+/// The kind of a namespace's error, which must hold `text`.
+fn kind_of(error: &Error, text: &str) -> ErrorKind {
     let Error::System { operation: Operation::Namespace, source, .. } = error else {
         panic!("{error:?}");
     };
-    Errno::from_raw(source.raw_os_error().unwrap())
+    assert!(error.to_string().contains(text), "{error}");
+    source.kind()
 }
 
 fn what_cannot_be_entered_is_an_error(_: &Namespace) {
     let error = Reached::open("/proc/self/ns/no-such-thing").unwrap_err();
-    assert_eq!(errno_of(&error), Errno::ENOENT);
+    assert_eq!(kind_of(&error, "/proc/self/ns/no-such-thing: "), ErrorKind::NotFound);
     let error = Reached::named("no-such-name").unwrap_err();
-    assert_eq!(errno_of(&error), Errno::ENOENT);
+    assert_eq!(kind_of(&error, "/run/netns/no-such-name: "), ErrorKind::NotFound);
+    let error = Reached::named("../no-name").unwrap_err();
+    assert_eq!(kind_of(&error, "not a name"), ErrorKind::InvalidInput);
     // Ends with the process that made it.
     let mut child = Command::new("true").spawn().unwrap();
     child.wait().unwrap();
     let error = Reached::of_process(child.id()).unwrap_err();
-    assert_eq!(errno_of(&error), Errno::ENOENT);
+    assert_eq!(kind_of(&error, "/ns/net: "), ErrorKind::NotFound);
     for path in ["/proc/self/status", "/proc/self/ns/mnt"] {
         let error = Reached::open(path).unwrap().run(|| panic!("it ran")).unwrap_err();
-        assert_eq!(errno_of(&error), Errno::EINVAL, "{path}");
+        let kind = kind_of(&error, "this is no network namespace");
+        assert_eq!(kind, ErrorKind::InvalidInput, "{path}");
     }
     let other = Namespace::new().unwrap();
     let namespace = by_descriptor(&other);
     caps::drop(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).unwrap();
     let result = namespace.run(|| panic!("it ran"));
     caps::raise(None, CapSet::Effective, Capability::CAP_SYS_ADMIN).unwrap();
-    assert_eq!(errno_of(&result.unwrap_err()), Errno::EPERM);
+    assert_eq!(kind_of(&result.unwrap_err(), "CAP_SYS_ADMIN"), ErrorKind::PermissionDenied);
     namespace.run(|| {}).expect("the capability is back");
 }
 
@@ -258,7 +263,7 @@ fn a_socket_from_elsewhere_is_bound_here(_: &Namespace) {
         "nobody knows who else reads"
     );
     let error = queue.kernel_stats().unwrap_err();
-    assert_eq!(error.kind(), std::io::ErrorKind::Unsupported);
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
     queue.set_max_len(5).unwrap();
     udp.send(b"a");
     let packet = receive_exactly(&mut queue, 1).iter_mut().next().unwrap().retain().0;

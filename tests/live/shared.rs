@@ -2,28 +2,29 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use netfilterqueue::rules::{Hook, InstalledRules, Protocol, Rule, Rules};
-use netfilterqueue::{Decided, Error, Packet, Queue, Verdict};
+use netfilterqueue::{Batch, Decided, Error, Packet, Queue, Verdict};
 use netfilterqueue_netns::Namespace;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::SndBuf;
 
 use crate::held::byte;
 use crate::several::accept_what_waits;
-use crate::support::{Feed, SOON, UdpPair, V4, expect_no_packet, judge_while, wait_until};
+use crate::support::{Feed, QUIET, SOON, UdpPair, V4, expect_no_packet, judge_while, wait_until};
 use crate::{Test, tests};
 
-pub const TESTS: [Test; 5] = tests![
+pub const TESTS: [Test; 6] = tests![
     a_balanced_range_is_served_by_one_queue,
     a_balanced_range_is_served_by_a_thread_each,
     stopping_one_stops_all_once,
     a_panic_of_one_judge_stops_all,
+    a_stop_after_the_end_is_meant_for_the_next_run,
     an_error_of_one_queue_stops_all,
 ];
 
@@ -183,6 +184,39 @@ fn a_panic_of_one_judge_stops_all(_: &Namespace) {
         assert_eq!(accept_what_waits(queue).len(), 1);
     }
     feed.udp.iter().for_each(|udp| assert_eq!(udp.receive_all(1), [[2]]));
+}
+
+/// One queue has ended while another one's judge is still busy.
+fn a_stop_after_the_end_is_meant_for_the_next_run(_: &Namespace) {
+    let mut queues = Queue::builder(1..=2).bind_each().unwrap();
+    let feed = Feed::of([1, 2]);
+    let stop = queues[1].stop_handle();
+    let [is_busy, has_failed, may_go_on] = [(); 3].map(|()| AtomicBool::new(false));
+    let result = run_while(
+        &mut queues,
+        |packet| {
+            if packet.queue() == 2 {
+                has_failed.store(true, Ordering::SeqCst);
+                resume_unwind(Box::new("the judge fails"));
+            }
+            is_busy.store(true, Ordering::SeqCst);
+            wait_until("the stop", || may_go_on.load(Ordering::SeqCst));
+            packet.accept()
+        },
+        || {
+            feed.udp[0].send(&[0]);
+            wait_until("a judge at work", || is_busy.load(Ordering::SeqCst));
+            feed.udp[1].send(&[0]);
+            wait_until("a failure", || has_failed.load(Ordering::SeqCst));
+            thread::sleep(QUIET);
+            stop.stop();
+            may_go_on.store(true, Ordering::SeqCst);
+        },
+    );
+    assert!(result.is_err(), "the panic is handed on");
+    let mut batch = Batch::new(1);
+    assert!(matches!(queues[1].recv(&mut batch), Err(Error::Stopped)));
+    expect_no_packet(&mut queues[0]);
 }
 
 fn an_error_of_one_queue_stops_all(_: &Namespace) {

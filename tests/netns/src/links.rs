@@ -1,6 +1,7 @@
 //! The links of a namespace: made, joined, changed, looked at and deleted, as `ip link` does it.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -68,6 +69,17 @@ impl Namespace {
         })?;
         self.set_link(name, true)?;
         self.wait_until_up(name)
+    }
+
+    /// Makes a tunnel for Ethernet frames over UDP (VXLAN, port 4789) to the host `remote`, and turns it on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`]: `EEXIST` if the name or the tunnel is taken, `EOPNOTSUPP` if the kernel has no VXLAN.
+    pub fn vxlan(&self, name: &str, id: u32, remote: Ipv4Addr) -> Result<(), Error> {
+        let operation = format!("making the tunnel {name} to {remote}");
+        self.request(operation, CREATE, || Ok(rtnetlink::vxlan(name, id, remote)))?;
+        self.set_link(name, true)
     }
 
     /// Deletes a link, and the other end of a veth pair with it.

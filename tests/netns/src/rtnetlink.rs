@@ -11,7 +11,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
+    InfoData, InfoKind, InfoVeth, InfoVlan, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage, State,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -104,6 +105,13 @@ pub(crate) fn bridge(name: &str) -> Message {
 pub(crate) fn vlan(parent: u32, name: &str, id: u16) -> Message {
     let data = InfoData::Vlan(vec![InfoVlan::Id(id)]);
     new_link(name, InfoKind::Vlan, Some(data), vec![LinkAttribute::Link(parent)])
+}
+
+/// A tunnel over UDP to `remote`, port 4789.
+pub(crate) fn vxlan(name: &str, id: u32, remote: Ipv4Addr) -> Message {
+    let data =
+        InfoData::Vxlan(vec![InfoVxlan::Id(id), InfoVxlan::Group(remote), InfoVxlan::Port(4789)]);
+    new_link(name, InfoKind::Vxlan, Some(data), Vec::new())
 }
 
 pub(crate) fn deletion(index: u32) -> Message {
