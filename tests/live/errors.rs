@@ -300,6 +300,7 @@ fn errors() -> Vec<(Error, io::ErrorKind, &'static [&'static str])> {
             &["queue 7", "NFQA_CFG_F_CONNTRACK", "leave the option out"],
         ),
         (Error::NoRuleSupport, Kind::Unsupported, &["modprobe nft_queue"]),
+        (Error::NoFlowSupport, Kind::Unsupported, &["flow bypass", "nft_ct"]),
         (
             Error::Refused { operation, errno, explanation },
             Kind::OutOfMemory,
@@ -313,6 +314,8 @@ fn errors() -> Vec<(Error, io::ErrorKind, &'static [&'static str])> {
         (Error::WouldBlock, Kind::WouldBlock, &["no packet waits"]),
         (Error::Stopped, Kind::Other, &["told to stop"]),
         (Error::Closed, Kind::NotConnected, &["closed", "drops"]),
+        (Error::Expired, Kind::TimedOut, &["deadline", "default verdict"]),
+        (Error::InvalidQueue("no number"), Kind::InvalidInput, &["the queue", "no number"]),
         (Error::Encode(too_long), Kind::InvalidInput, &["writing a verdict", "70000"]),
         (Error::InvalidRule("no port"), Kind::InvalidInput, &["the rule", "no port"]),
         (
@@ -334,6 +337,14 @@ fn messages_name_the_operation_and_the_remedy(_: &Namespace) {
     assert!(truncated.contains("20 of the packet's 29") && truncated.contains("copy range"));
     assert!(EditError::NotCopied.to_string().contains("copy mode PACKET"));
     assert!(EditError::Empty.to_string().contains("Verdict::Drop"));
+    for error in
+        [EditError::UdpSuperPacket, EditError::ShorterSuperPacket, EditError::UnfinishedChecksum]
+    {
+        assert!(error.to_string().contains("turn GSO off"), "{error}");
+    }
+    let length = EditError::L2HeaderLength { len: 12, present: 14 }.to_string();
+    assert!(length.contains("12") && length.contains("14"));
+    assert!(EditError::NotBridged.to_string().contains("bridge"));
     assert!(EditError::TooLong { len: 70_000, max: 65_531 }.to_string().contains("at most 65531"));
 }
 
