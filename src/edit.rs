@@ -95,12 +95,13 @@ impl Edit {
             return Err(EditError::Truncated { copied: range.len(), full });
         }
         let payload = message.payload();
+        let padding = padding(message, payload);
         if terms.mode == EditMode::Complete {
             if is_super_packet(message, Protocol::UDP) {
                 return Err(EditError::UdpSuperPacket);
             }
             let is_unfinished = message.skb_info().is_some_and(SkbInfo::checksum_not_ready);
-            if is_unfinished && !checksum::finishes(payload) {
+            if is_unfinished && !checksum::finishes(&payload[..payload.len() - padding]) {
                 return Err(EditError::UnfinishedChecksum);
             }
         }
@@ -108,7 +109,7 @@ impl Edit {
             start: range.start,
             len: range.len(),
             min: ip::transport_offset(message.hw_protocol(), payload),
-            padding: padding(message, payload),
+            padding,
             completion: None,
             is_counted: false,
         })
@@ -140,7 +141,7 @@ impl Edit {
     /// Whether the statistics have to know of an edit that was completed only in part, for the first time.
     pub(crate) fn is_news(&mut self) -> bool {
         let is_whole = matches!(self.completion, None | Some(Completion::Everything));
-        !std::mem::replace(&mut self.is_counted, true) && !is_whole
+        !is_whole && !std::mem::replace(&mut self.is_counted, true)
     }
 }
 

@@ -79,8 +79,8 @@ impl Interfaces {
         {
             return name.clone();
         }
-        // Without an answer, the next one who wants to know asks again.
-        let name = socket.as_mut()?.ask(index)?;
+        // Without an answer there is no name for as long: where asking is forbidden it would cost each time.
+        let name = socket.as_mut()?.ask(index);
         if names.len() >= NAMES_MAX {
             names.clear();
         }
@@ -90,8 +90,7 @@ impl Interfaces {
 }
 
 impl Socket {
-    /// The kernel's answer, if it came.
-    fn ask(&mut self, index: u32) -> Option<Option<Arc<str>>> {
+    fn ask(&mut self, index: u32) -> Option<Arc<str>> {
         const NO_FLAGS: i32 = 0;
         self.sequence = self.sequence.wrapping_add(1);
         self.socket.send(&request(self.sequence, index), NO_FLAGS).ok()?;
@@ -103,7 +102,7 @@ impl Socket {
             }
             let answer = answer.get(..length).unwrap_or(&answer);
             if sequence(answer) == Some(self.sequence) {
-                return Some(name(answer));
+                return name(answer);
             }
         }
     }

@@ -74,7 +74,8 @@ impl Namespace {
     /// # Errors
     ///
     /// [`Error::System`] if the namespace cannot be entered: that needs `CAP_SYS_ADMIN` in the user
-    /// namespace that owns it, and in the caller's (`EPERM`); `EINVAL` if it is no network namespace.
+    /// namespace that owns it, and in the caller's (`PermissionDenied`); `InvalidInput` if it is no network
+    /// namespace.
     /// Also if the system has no thread left.
     ///
     /// # Panics

@@ -87,7 +87,8 @@ impl Queue {
             }
             let is_over = match patience {
                 Patience::None => self.drained,
-                // Asking comes first, also where there is no time to wait: a packet may have come.
+                // Asking comes first, also where there is no time to wait: a packet may have come. Behind
+                // answers that fill the batch it is not looked for when time is up.
                 Patience::Until(until) => (has_waited || !self.drained) && until <= Instant::now(),
                 Patience::Endless => false,
             };

@@ -165,6 +165,8 @@ impl RetainedPacket {
     /// Sends a verdict with the packet's changes, or the default verdict without them.
     fn send(&mut self, verdict: Option<Verdict>) -> Result<(), Error> {
         if self.binding.is_closed() {
+            // Nobody is left to whom a deadline means anything.
+            self.deadline = None;
             return Err(Error::Closed);
         }
         if self.deadline.as_ref().is_some_and(|deadline| !deadline.claim.take()) {
@@ -173,7 +175,6 @@ impl RetainedPacket {
         let result = self.send_claimed(verdict);
         match &result {
             Ok(()) => {}
-            // Nobody is left to whom a deadline means anything.
             Err(Error::Closed) => self.deadline = None,
             Err(_) => self.deadline = self.deadline().map(|at| self.register(at)),
         }

@@ -75,7 +75,8 @@ impl Queue {
 
     /// Judges the packets of several queues with a thread each, until one of them is stopped by its
     /// [`StopHandle`](crate::StopHandle) or fails; then all of them end. Which queue a packet is of, it tells itself
-    /// ([`Packet::queue`]). All of them block, also those in non-blocking mode.
+    /// ([`Packet::queue`]). All of them block, also those in non-blocking mode. The handle of one queue is
+    /// enough to stop all; a stop that comes when its queue has ended already is for the next run.
     ///
     /// ```no_run
     /// use netfilterqueue::Queue;
@@ -99,10 +100,9 @@ impl Queue {
     {
         let wakes: Vec<_> = queues.iter().map(|queue| Arc::clone(queue.binding.wake())).collect();
         let (judge, wakes) = (&judge, wakes.as_slice());
-        wakes.iter().for_each(|wake| wake.set_ending(false));
-        let result = thread::scope(|scope| {
-            // Also if not all threads can be had.
-            let _end = EndAll(wakes);
+        wakes.iter().for_each(|wake| wake.begin());
+        let mut over = Over { wakes, is_well: false };
+        let results = thread::scope(|scope| {
             let run_one = |queue: &mut Self| {
                 // Also if the judge panics.
                 let _end = EndAll(wakes);
@@ -112,23 +112,28 @@ impl Queue {
                 }
             };
             let mut threads = Vec::with_capacity(wakes.len());
+            let mut no_thread = None;
             for queue in queues {
                 match thread::Builder::new().spawn_scoped(scope, move || run_one(queue)) {
                     Ok(thread) => threads.push(thread),
                     Err(error) => {
-                        return Ok(vec![Err(Error::system(Operation::Receive, "clone")(error))]);
+                        no_thread = Some(Error::system(Operation::Receive, "clone")(error));
+                        drop(EndAll(wakes));
+                        break;
                     }
                 }
             }
             let results: Vec<_> = threads.into_iter().map(ScopedJoinHandle::join).collect();
-            // A panic is more than an error.
-            results.into_iter().collect::<thread::Result<Vec<_>>>()
+            results.into_iter().chain(no_thread.map(|error| Ok(Err(error)))).collect::<Vec<_>>()
         });
-        wakes.iter().for_each(|wake| wake.set_ending(false));
-        match result {
-            Ok(results) => results.into_iter().collect(),
-            Err(panic) => resume_unwind(panic),
-        }
+        // A panic is more than an error.
+        let result: Result<(), Error> =
+            match results.into_iter().collect::<thread::Result<Vec<_>>>() {
+                Ok(results) => results.into_iter().collect(),
+                Err(panic) => resume_unwind(panic),
+            };
+        over.is_well = result.is_ok();
+        result
     }
 
     /// Judges everything that is queued, and lets nothing new in: for an end without loss, before
@@ -177,6 +182,24 @@ struct EndAll<'a>(&'a [Arc<WakeUp>]);
 
 impl Drop for EndAll<'_> {
     fn drop(&mut self) {
-        self.0.iter().for_each(|wake| wake.set_ending(true));
+        self.0.iter().for_each(|wake| wake.end());
+    }
+}
+
+/// Makes queues that have run together ready for the next run. A stop of the program's that came together with
+/// an error or a panic is kept for it.
+struct Over<'a> {
+    wakes: &'a [Arc<WakeUp>],
+    is_well: bool,
+}
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        for wake in self.wakes {
+            if !self.is_well {
+                wake.put_stop_back();
+            }
+            wake.begin();
+        }
     }
 }

@@ -51,6 +51,8 @@ impl AsRawFd for StopHandle {
 #[derive(Debug)]
 pub(crate) struct WakeUp {
     stop_requested: AtomicBool,
+    /// Whether a stop has ended the present run.
+    stop_taken: AtomicBool,
     /// Whether the queues that run together with this one have ended.
     is_ending: AtomicBool,
     /// How many writes to the event are not read yet, or just about to be made: while there are none, it need
@@ -64,8 +66,9 @@ impl WakeUp {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let event =
             EventFd::from_flags(flags).map_err(Error::system(Operation::Open, "eventfd"))?;
-        let [stop_requested, is_ending] = [false; 2].map(AtomicBool::new);
-        Ok(Self { stop_requested, is_ending, announced: AtomicU64::new(0), event })
+        let [stop_requested, stop_taken, is_ending] = [false; 3].map(AtomicBool::new);
+        let announced = AtomicU64::new(0);
+        Ok(Self { stop_requested, stop_taken, is_ending, announced, event })
     }
 
     /// Ends the queue's present wait, or its next one.
@@ -98,17 +101,34 @@ impl WakeUp {
         }
     }
 
-    /// Ends the queue's run, or lets it begin another one.
-    pub(crate) fn set_ending(&self, yes: bool) {
-        self.is_ending.store(yes, Ordering::SeqCst);
-        if yes {
+    /// For queues that run together: they begin, and none of them has ended yet.
+    pub(crate) fn begin(&self) {
+        self.stop_taken.store(false, Ordering::SeqCst);
+        self.is_ending.store(false, Ordering::SeqCst);
+    }
+
+    /// Ends the queue's run, because another one has ended that runs together with it.
+    pub(crate) fn end(&self) {
+        self.is_ending.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Asks again for a stop that has ended the present run, if one has: the run ends with something else to
+    /// tell.
+    pub(crate) fn put_stop_back(&self) {
+        if self.stop_taken.swap(false, Ordering::SeqCst) {
+            self.stop_requested.store(true, Ordering::SeqCst);
             self.wake();
         }
     }
 
     /// Whether the queue's run is to end, by a stop since the last call or because others have ended.
     pub(crate) fn take_stop(&self) -> bool {
-        self.stop_requested.swap(false, Ordering::SeqCst) || self.is_ending.load(Ordering::SeqCst)
+        if self.stop_requested.swap(false, Ordering::SeqCst) {
+            self.stop_taken.store(true, Ordering::SeqCst);
+            return true;
+        }
+        self.is_ending.load(Ordering::SeqCst)
     }
 }
 

@@ -480,7 +480,9 @@ fn a_deadline_of_a_closed_queue_changes_nothing(_: &Namespace) {
     for packet in packets {
         let NotSent { packet, error } = packet.accept().unwrap_err();
         assert!(matches!(error, Error::Closed), "{error:?}");
-        assert!(packet.deadline().is_some());
+        assert_eq!(packet.deadline(), None, "it means nothing any more");
+        let NotSent { error, .. } = packet.accept().unwrap_err();
+        assert!(matches!(error, Error::Closed), "not {error:?} either");
     }
     let stats = stats.stats();
     assert_eq!((stats.expired, stats.answered, stats.retained), (0, 0, 0));

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netfilterqueue::rules::{Hook, InstalledRules, Protocol, Rule, Rules};
-use netfilterqueue::{Batch, Decided, Error, Packet, Queue, Verdict};
+use netfilterqueue::{Batch, Decided, Error, Packet, Queue, StopHandle, Verdict};
 use netfilterqueue_netns::Namespace;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::SndBuf;
@@ -190,7 +190,7 @@ fn a_panic_of_one_judge_stops_all(_: &Namespace) {
 fn a_stop_after_the_end_is_meant_for_the_next_run(_: &Namespace) {
     let mut queues = Queue::builder(1..=2).bind_each().unwrap();
     let feed = Feed::of([1, 2]);
-    let stop = queues[1].stop_handle();
+    let stops = [0, 1].map(|at: usize| queues[at].stop_handle());
     let [is_busy, has_failed, may_go_on] = [(); 3].map(|()| AtomicBool::new(false));
     let result = run_while(
         &mut queues,
@@ -209,14 +209,17 @@ fn a_stop_after_the_end_is_meant_for_the_next_run(_: &Namespace) {
             feed.udp[1].send(&[0]);
             wait_until("a failure", || has_failed.load(Ordering::SeqCst));
             thread::sleep(QUIET);
-            stop.stop();
+            // The first queue will take its stop, the second one has ended.
+            stops.iter().for_each(StopHandle::stop);
             may_go_on.store(true, Ordering::SeqCst);
         },
     );
     assert!(result.is_err(), "the panic is handed on");
     let mut batch = Batch::new(1);
-    assert!(matches!(queues[1].recv(&mut batch), Err(Error::Stopped)));
-    expect_no_packet(&mut queues[0]);
+    for queue in &mut queues {
+        assert!(matches!(queue.recv(&mut batch), Err(Error::Stopped)));
+        expect_no_packet(queue);
+    }
 }
 
 fn an_error_of_one_queue_stops_all(_: &Namespace) {
