@@ -4,12 +4,10 @@
 //! parameters, length, flags) and makes no queue if a flag is unknown to it. One message that carries
 //! everything therefore leaves no moment in which the queue exists half configured.
 
-use std::ops::{BitOr, BitOrAssign};
-
 use byteorder::{BigEndian, ByteOrder};
 
 use crate::attribute;
-use crate::bits;
+use crate::bits::bit_set;
 use crate::constants::*;
 use crate::error::ParseError;
 use crate::message::{Header, Message, Nfgenmsg, push_message};
@@ -123,50 +121,13 @@ impl ConfigFlags {
         (NFQA_CFG_F_SECCTX, "NFQA_CFG_F_SECCTX"),
     ];
 
-    /// Whether every flag of `other` is in this set.
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Whether the set is empty.
-    #[must_use]
-    pub const fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
     /// The known flags of this set, one at a time.
     pub fn iter(self) -> impl Iterator<Item = Self> {
         Self::NAMES.into_iter().map(|(flag, _)| Self(flag)).filter(move |flag| self.contains(*flag))
     }
 }
 
-impl BitOr for ConfigFlags {
-    type Output = Self;
-
-    fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-}
-
-impl BitOrAssign for ConfigFlags {
-    fn bitor_assign(&mut self, other: Self) {
-        self.0 |= other.0;
-    }
-}
-
-/// The kernel's names, joined by `|`; bits without a name as one number.
-impl std::fmt::Display for ConfigFlags {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        bits::write_names(f, self.0, &Self::NAMES)
-    }
-}
-
-impl std::fmt::Debug for ConfigFlags {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ConfigFlags({self})")
-    }
-}
+bit_set!(ConfigFlags);
 
 /// A request to configure a queue. What is `None` stays as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

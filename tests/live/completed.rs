@@ -50,6 +50,10 @@ pub const TESTS: [Test; 14] = tests![
 const LENGTHS: [usize; 6] = [1_001, 333, 2, 1, 1_002, 1_399];
 const SENT: usize = 1_001;
 
+/// What one call of a UDP sender is cut into, and how many of them.
+const SEGMENT: usize = 1_000;
+const SEGMENTS: usize = 12;
+
 /// Each family, with the addresses of client and server.
 const FAMILIES: [(IpAddr, IpAddr); 2] = [(CLIENT_V4, SERVER_V4), (CLIENT_V6, SERVER_V6)];
 
@@ -260,15 +264,18 @@ fn a_retained_packet_is_completed(router: &Namespace) {
     expect_no_checksum_errors(&peers);
 }
 
+/// A sender whose one call makes several datagrams, and what it sends.
+fn sender_of_segments(peers: &Peers, (client, server): (IpAddr, IpAddr)) -> (UdpPair, Vec<u8>) {
+    let udp = UdpPair::between((&peers.client, client), (&peers.server, server));
+    setsockopt(&udp.sender, UdpGsoSegment, &(SEGMENT as i32)).unwrap();
+    (udp, pattern(1, SEGMENT * SEGMENTS))
+}
+
 fn a_udp_super_packet_is_not_edited(router: &Namespace) {
-    const SEGMENT: usize = 1_000;
-    const SEGMENTS: usize = 12;
     let peers = Peers::of(router);
-    for (client, server) in FAMILIES {
+    for addresses in FAMILIES {
         let mut path = Path::new(Protocol::UDP, true);
-        let udp = UdpPair::between((&peers.client, client), (&peers.server, server));
-        setsockopt(&udp.sender, UdpGsoSegment, &(SEGMENT as i32)).unwrap();
-        let sent = pattern(1, SEGMENT * SEGMENTS);
+        let (udp, sent) = sender_of_segments(&peers, addresses);
         udp.send(&sent);
         let mut batch = receive_exactly(&mut path.queue, 1);
         let mut packet = batch.iter_mut().next().unwrap();
@@ -325,14 +332,10 @@ fn a_tcp_super_packet_is_not_shortened(router: &Namespace) {
 }
 
 fn udp_that_was_cut_is_edited(router: &Namespace) {
-    const SEGMENT: usize = 1_000;
-    const SEGMENTS: usize = 12;
     let peers = Peers::of(router);
-    for (client, server) in FAMILIES {
+    for addresses in FAMILIES {
         let mut path = Path::new(Protocol::UDP, false);
-        let udp = UdpPair::between((&peers.client, client), (&peers.server, server));
-        setsockopt(&udp.sender, UdpGsoSegment, &(SEGMENT as i32)).unwrap();
-        let sent = pattern(1, SEGMENT * SEGMENTS);
+        let (udp, sent) = sender_of_segments(&peers, addresses);
         judge_while(
             &mut path.queue,
             |mut packet| {

@@ -38,7 +38,8 @@ fn bind(builder: QueueBuilder, flag: ConfigFlags) -> Option<Queue> {
 }
 
 fn nobody_tests_bridge(host: &Namespace) {
-    let rules = Rules::new(Hook::FORWARD).family(Family::BRIDGE);
+    // Where the bridge's filter is, before br_netfilter takes packets out.
+    let rules = Rules::new(Hook::FORWARD).family(Family::BRIDGE).priority(-200);
     let rules = match rules.rule(Rule::queue(1).protocol(Protocol::UDP)).install() {
         Ok(rules) => rules,
         Err(error) => {

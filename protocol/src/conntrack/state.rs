@@ -2,9 +2,8 @@
 //! TCP connection.
 
 use std::fmt;
-use std::ops::{BitOr, BitOrAssign};
 
-use crate::bits;
+use crate::bits::bit_set;
 use crate::constants::*;
 
 /// `NFQA_CT_INFO`: a packet's relation to its conntrack entry, an `IP_CT_*` number
@@ -119,46 +118,9 @@ impl ConntrackStatus {
         (IPS_OFFLOAD, "IPS_OFFLOAD"),
         (IPS_HW_OFFLOAD, "IPS_HW_OFFLOAD"),
     ];
-
-    /// Whether every bit of `other` is in this set.
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Whether the set is empty.
-    #[must_use]
-    pub const fn is_empty(self) -> bool {
-        self.0 == 0
-    }
 }
 
-impl BitOr for ConntrackStatus {
-    type Output = Self;
-
-    fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-}
-
-impl BitOrAssign for ConntrackStatus {
-    fn bitor_assign(&mut self, other: Self) {
-        self.0 |= other.0;
-    }
-}
-
-/// The kernel's names, joined by `|`; bits without a name as one number.
-impl fmt::Display for ConntrackStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        bits::write_names(f, self.0, &Self::NAMES)
-    }
-}
-
-impl fmt::Debug for ConntrackStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ConntrackStatus({self})")
-    }
-}
+bit_set!(ConntrackStatus);
 
 /// State of a TCP connection, a `TCP_CONNTRACK_*` number (`netfilter/nf_conntrack_tcp.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
