@@ -162,18 +162,16 @@ impl Binding {
 
     /// Takes over answers that could not be sent, for the queue's thread, which is woken for them. An edited
     /// payload is gone with its packet, and so are the rarer changes; unless the packet is dropped, such an
-    /// answer becomes the default verdict.
+    /// answer becomes the default verdict. It keeps its mark, by which rules may know what was decided.
     pub(crate) fn hand_over<'a>(&self, answers: impl Iterator<Item = Answer<'a>>) {
         if self.is_closed() {
             return;
         }
         self.adopt(answers.map(|answer| {
             let Answer { queue, id, verdict, mark, priority, .. } = answer;
-            if answer.needs_its_own() && verdict != Verdict::Drop {
-                Answer::plain(queue, id, self.terms.on_undecided)
-            } else {
-                Answer { mark, priority, ..Answer::plain(queue, id, verdict) }
-            }
+            let is_cut = answer.needs_its_own() && verdict != Verdict::Drop;
+            let verdict = if is_cut { self.terms.on_undecided } else { verdict };
+            Answer { mark, priority, ..Answer::plain(queue, id, verdict) }
         }));
         self.wake.wake();
     }

@@ -74,9 +74,8 @@ pub fn complete(packet: &mut [u8]) -> Completion {
 
 /// Whether [`complete`] would finish the checksum of a packet whose checksum is not ready. The kernel may have
 /// left one deeper in the packet, that of a packet in a tunnel, or one of another protocol.
-pub(crate) fn finishes(packet: &[u8]) -> bool {
-    let Ok(headers) = Headers::read(packet) else { return false };
-    match (headers.protocol, Checksum::of(&headers)) {
+pub(crate) fn finishes(headers: &Headers, packet: &[u8]) -> bool {
+    match (headers.protocol, Checksum::of(headers)) {
         (Protocol::TCP, Ok(_)) => true,
         // It may as well carry a tunnel. What is to be finished holds the pseudo header's sum.
         (Protocol::UDP | Protocol::UDP_LITE, Ok(checksum)) => {

@@ -67,10 +67,8 @@ impl Edit {
         };
         check_len(len, edit.min, terms.max)?;
         let original = message.index().payload_range().unwrap_or_default();
-        if terms.mode == EditMode::Complete
-            && len < original.len()
-            && is_super_packet(message, Protocol::TCP)
-        {
+        let is_gso = message.skb_info().is_some_and(SkbInfo::is_gso);
+        if terms.mode == EditMode::Complete && is_gso && len < original.len() {
             return Err(EditError::ShorterSuperPacket);
         }
         // The kernel puts the payload last. Should it ever not be, the new one must not overwrite the
@@ -96,14 +94,8 @@ impl Edit {
         }
         let payload = message.payload();
         let padding = padding(message, payload);
-        if terms.mode == EditMode::Complete {
-            if is_super_packet(message, Protocol::UDP) {
-                return Err(EditError::UdpSuperPacket);
-            }
-            let is_unfinished = message.skb_info().is_some_and(SkbInfo::checksum_not_ready);
-            if is_unfinished && !checksum::finishes(&payload[..payload.len() - padding]) {
-                return Err(EditError::UnfinishedChecksum);
-            }
+        if let (EditMode::Complete, Some(info)) = (terms.mode, message.skb_info()) {
+            check_offloads(info, &payload[..payload.len() - padding])?;
         }
         Ok(Self {
             start: range.start,
@@ -153,11 +145,21 @@ pub(crate) struct EditTerms {
     pub(crate) max: usize,
 }
 
-/// Once it is edited, the kernel forgets where the checksum of a super-packet is to go. For TCP it starts
-/// anew, for UDP it does not.
-fn is_super_packet(message: &PacketMessage<'_>, protocol: Protocol) -> bool {
-    message.skb_info().is_some_and(SkbInfo::is_gso)
-        && Headers::read(message.payload()).is_ok_and(|headers| headers.protocol == protocol)
+/// Whether the kernel could still do after an edit what it has left for later.
+fn check_offloads(info: SkbInfo, packet: &[u8]) -> Result<(), EditError> {
+    if !info.is_gso() && !info.checksum_not_ready() {
+        return Ok(());
+    }
+    let headers = Headers::read(packet).ok();
+    // It forgets where the checksum of a super-packet is to go. For TCP it starts anew, for UDP it does not.
+    if info.is_gso() && headers.is_some_and(|headers| headers.protocol == Protocol::UDP) {
+        return Err(EditError::UdpSuperPacket);
+    }
+    let is_finished = headers.is_some_and(|headers| checksum::finishes(&headers, packet));
+    if info.checksum_not_ready() && !is_finished {
+        return Err(EditError::UnfinishedChecksum);
+    }
+    Ok(())
 }
 
 /// Bytes of `payload` behind the end of the IP packet. Only frames in a bridge have them; everywhere else the
