@@ -7,8 +7,8 @@
 //! nft 'add table inet demo; add chain inet demo in { type filter hook input priority 0; }; add rule inet demo in udp dport 4000 queue flags bypass to 1'
 //! ```
 //!
-//! and take it away afterwards with `iptables -D INPUT ...` or `nft delete table inet demo`. To try it, as
-//! root:
+//! and take it away afterwards with `iptables -D INPUT ...` or `nft delete table inet demo`. To try
+//! it, as root:
 //!
 //! ```text
 //! cargo run --release --example drop_by_content -- 1 secret
@@ -17,8 +17,8 @@
 //! echo 'a letter' | nc -u -w 1 127.0.0.1 4000   # arrives
 //! ```
 //!
-//! Each packet is looked at on its own, headers included, up to its 65,531st byte: a text that TCP has
-//! split between two packets is not found.
+//! Each packet is looked at on its own, headers included, up to its 65,531st byte: a text that TCP
+//! has split between two packets is not found.
 
 use std::env;
 use std::ffi::OsString;

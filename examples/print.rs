@@ -7,9 +7,9 @@
 //! nft 'add table inet print; add chain inet print in { type filter hook input priority 0; }; add rule inet print in queue flags bypass to 1'
 //! ```
 //!
-//! then run, as root, `cargo run --release --example print -- 1`. Take the rule away afterwards with
-//! `iptables -D INPUT ...` or `nft delete table inet print`; while the program does not run, `bypass` lets
-//! packets pass.
+//! then run, as root, `cargo run --release --example print -- 1`. Take the rule away afterwards
+//! with `iptables -D INPUT ...` or `nft delete table inet print`; while the program does not run,
+//! `bypass` lets packets pass.
 
 use std::env;
 use std::error::Error;

@@ -1,5 +1,5 @@
-//! What borrowed and retained packets have in common: reading and changing a packet. Written once, as a
-//! macro, because a trait would have to be imported by every user.
+//! What borrowed and retained packets have in common: reading and changing a packet. Written once,
+//! as a macro, because a trait would have to be imported by every user.
 
 /// The methods of a packet type with the fields `slot`, `buffer` and `binding`.
 macro_rules! packet_methods {
@@ -28,20 +28,22 @@ macro_rules! packet_methods {
             Hook(self.message().hook())
         }
 
-        /// The ethertype, host order: 0x0800 IPv4, 0x86dd IPv6; the frame's own in the bridge family.
+        /// The ethertype, host order: 0x0800 IPv4, 0x86dd IPv6; the frame's own in the bridge
+        /// family.
         #[must_use]
         pub fn hw_protocol(&self) -> u16 {
             self.message().hw_protocol()
         }
 
-        /// Index of the input device. `None` at the output hook and for local packets at postrouting.
+        /// Index of the input device. `None` at the output hook and for local packets at
+        /// postrouting.
         #[must_use]
         pub fn indev(&self) -> Option<u32> {
             self.message().indev()
         }
 
-        /// Name of the input device, asked of the kernel and remembered for a second. `None` where there is no
-        /// device, it is gone by now, or the queue is on a socket from elsewhere
+        /// Name of the input device, asked of the kernel and remembered for a second. `None` where
+        /// there is no device, it is gone by now, or the queue is on a socket from elsewhere
         /// ([`QueueBuilder::bind_on`](crate::QueueBuilder::bind_on)).
         #[must_use]
         pub fn indev_name(&self) -> Option<Arc<str>> {
@@ -54,8 +56,8 @@ macro_rules! packet_methods {
             self.message().outdev()
         }
 
-        /// Name of the output device, asked of the kernel and remembered for a second. `None` where there is no
-        /// device, it is gone by now, or the queue is on a socket from elsewhere
+        /// Name of the output device, asked of the kernel and remembered for a second. `None` where
+        /// there is no device, it is gone by now, or the queue is on a socket from elsewhere
         /// ([`QueueBuilder::bind_on`](crate::QueueBuilder::bind_on)).
         #[must_use]
         pub fn outdev_name(&self) -> Option<Arc<str>> {
@@ -88,8 +90,8 @@ macro_rules! packet_methods {
             self.binding.interfaces().name(self.physoutdev()?)
         }
 
-        /// Source link-layer address at its real length, at most 8 bytes. `None` at the output hook and
-        /// on links without addresses; six zero bytes on the loopback device.
+        /// Source link-layer address at its real length, at most 8 bytes. `None` at the output hook
+        /// and on links without addresses; six zero bytes on the loopback device.
         #[must_use]
         pub fn hwaddr(&self) -> Option<&[u8]> {
             self.message().hwaddr()
@@ -102,21 +104,22 @@ macro_rules! packet_methods {
             self.message().timestamp()
         }
 
-        /// The packet's full length in bytes where only a part of it was copied, else `None`. Since 3.7.
+        /// The packet's full length in bytes where only a part of it was copied, else `None`. Since
+        /// 3.7.
         #[must_use]
         pub fn original_len(&self) -> Option<u32> {
             self.message().cap_len()
         }
 
-        /// State of the packet's checksum and segmentation; `None` when there is nothing special. Since
-        /// 3.10.
+        /// State of the packet's checksum and segmentation; `None` when there is nothing special.
+        /// Since 3.10.
         #[must_use]
         pub fn skb_info(&self) -> Option<SkbInfo> {
             self.message().skb_info()
         }
 
-        /// User id of the socket the packet belongs to, as the *initial* user namespace has it. `None`
-        /// without `QueueBuilder::uid_gid` or where the kernel knows no socket. Since 3.14.
+        /// User id of the socket the packet belongs to, as the *initial* user namespace has it.
+        /// `None` without `QueueBuilder::uid_gid` or where the kernel knows no socket. Since 3.14.
         #[must_use]
         pub fn uid(&self) -> Option<u32> {
             self.message().uid()
@@ -135,8 +138,8 @@ macro_rules! packet_methods {
             self.message().secctx()
         }
 
-        /// The priority (`skb->priority`): the one that was set, else the one the packet came with, which is
-        /// absent when it is 0. Since 5.18.
+        /// The priority (`skb->priority`): the one that was set, else the one the packet came with,
+        /// which is absent when it is 0. Since 5.18.
         #[must_use]
         pub fn priority(&self) -> Option<u32> {
             self.slot.priority.or_else(|| self.message().priority())
@@ -148,23 +151,24 @@ macro_rules! packet_methods {
             self.message().cgroup_classid()
         }
 
-        /// The VLAN tag of a bridged frame: the one that was set, else the one it came with. Since 4.7.
+        /// The VLAN tag of a bridged frame: the one that was set, else the one it came with. Since
+        /// 4.7.
         #[must_use]
         pub fn vlan(&self) -> Option<Vlan> {
             let set = self.slot.extras().and_then(|extras| extras.vlan);
             set.or_else(|| self.message().vlan())
         }
 
-        /// Link-layer header of a bridged frame, VLAN tag excluded: the one that was set, else the one it
-        /// came with. 14 bytes for Ethernet: destination, source, ethertype. Since 4.7.
+        /// Link-layer header of a bridged frame, VLAN tag excluded: the one that was set, else the
+        /// one it came with. 14 bytes for Ethernet: destination, source, ethertype. Since 4.7.
         #[must_use]
         pub fn l2_header(&self) -> Option<&[u8]> {
             let set = self.slot.extras().and_then(|extras| extras.l2_header.as_ref());
             set.map(L2Header::as_bytes).or_else(|| self.message().l2_header())
         }
 
-        /// The conntrack entry. `None` without `QueueBuilder::conntrack` or for packets that conntrack
-        /// does not follow. Since 3.6.
+        /// The conntrack entry. `None` without `QueueBuilder::conntrack` or for packets that
+        /// conntrack does not follow. Since 3.6.
         #[must_use]
         pub fn conntrack(&self) -> Option<Conntrack<'_>> {
             self.message().conntrack()
@@ -192,8 +196,8 @@ macro_rules! packet_methods {
             }
         }
 
-        /// The mark: the one that was set, else the one the packet came with, which is absent when it is 0.
-        /// The latter alone is `packet.message().mark()`.
+        /// The mark: the one that was set, else the one the packet came with, which is absent when
+        /// it is 0. The latter alone is `packet.message().mark()`.
         #[must_use]
         pub fn mark(&self) -> Option<u32> {
             self.slot.mark.or_else(|| self.message().mark())
@@ -205,26 +209,28 @@ macro_rules! packet_methods {
             self.slot.index.view(&self.buffer)
         }
 
-        /// The packet's bytes for editing in place, from the network header on. From this call on they are
-        /// sent back with the verdict, changed or not. (Linux 7.3 drops bridged frames whose bytes come back, without a
-        /// word; 6.18 does not.)
+        /// The packet's bytes for editing in place, from the network header on. From this call on
+        /// they are sent back with the verdict, changed or not. (Linux 7.3 drops bridged frames
+        /// whose bytes come back, without a word; 6.18 does not.)
         ///
         /// Lengths and checksums are set when the verdict is given; see [`EditMode`] and
         /// [`checksum`](crate::checksum).
         ///
-        /// Kernels since 7.2 guard what they take back: they drop a packet, tell nobody and count the verdict as
-        /// given
+        /// Kernels since 7.2 guard what they take back: they drop a packet, tell nobody and count
+        /// the verdict as given
         /// - if it is of the bridge family, changed or not;
         /// - in a network namespace that does not belong to the initial user namespace;
         /// - if its IP length is not that of the bytes, or its transport header is not whole;
-        /// - if IPv4 options, fragment fields other than "don't fragment", or IPv6 extension headers are not as
-        ///   they were, or the protocol is not (over IPv4 only of a packet that conntrack follows).
+        /// - if IPv4 options, fragment fields other than "don't fragment", or IPv6 extension
+        ///   headers are not as they were, or the protocol is not (over IPv4 only of a packet that
+        ///   conntrack follows).
         ///
         /// # Errors
         ///
-        /// [`EditError::NotCopied`] and [`EditError::Truncated`] if the bytes are not the whole packet;
-        /// [`EditError::UdpSuperPacket`] and [`EditError::UnfinishedChecksum`] if the kernel could not send them
-        /// on; [`EditError::TooLong`] if the socket's send buffer cannot take it.
+        /// [`EditError::NotCopied`] and [`EditError::Truncated`] if the bytes are not the whole
+        /// packet; [`EditError::UdpSuperPacket`] and [`EditError::UnfinishedChecksum`] if the
+        /// kernel could not send them on; [`EditError::TooLong`] if the socket's send buffer cannot
+        /// take it.
         pub fn payload_mut(&mut self) -> Result<&mut [u8], EditError> {
             self.slot.payload_mut(&mut self.buffer, &self.binding)
         }
@@ -234,14 +240,14 @@ macro_rules! packet_methods {
             self.slot.mark = Some(mark);
         }
 
-        /// Sets the priority (`skb->priority`) that the packet leaves with, whatever the verdict. Kernels
-        /// before 5.18 ignore it.
+        /// Sets the priority (`skb->priority`) that the packet leaves with, whatever the verdict.
+        /// Kernels before 5.18 ignore it.
         pub const fn set_priority(&mut self, priority: u32) {
             self.slot.priority = Some(priority);
         }
 
-        /// Gives a bridged frame another VLAN tag, or one if it has none; a tag cannot be taken away. Since
-        /// 4.7.
+        /// Gives a bridged frame another VLAN tag, or one if it has none; a tag cannot be taken
+        /// away. Since 4.7.
         ///
         /// # Errors
         ///
@@ -259,8 +265,9 @@ macro_rules! packet_methods {
         ///
         /// # Errors
         ///
-        /// [`EditError::NotBridged`] if the packet came without one; [`EditError::L2HeaderLength`] for
-        /// another length, for which the kernel would drop the packet (and leak it before March 2026).
+        /// [`EditError::NotBridged`] if the packet came without one; [`EditError::L2HeaderLength`]
+        /// for another length, for which the kernel would drop the packet (and leak it before March
+        /// 2026).
         pub fn set_l2_header(&mut self, header: &[u8]) -> Result<(), EditError> {
             let present = self.message().l2_header().ok_or(EditError::NotBridged)?.len();
             let error = EditError::L2HeaderLength { len: header.len(), present };
@@ -271,14 +278,14 @@ macro_rules! packet_methods {
 
         /// Changes the packet's conntrack entry with the verdict, whatever the verdict. Since 3.6.
         ///
-        /// The kernel says nothing if it cannot: where conntrack does not follow the packet, where it lacks
-        /// what [`Queue::supported_flags`](crate::Queue::supported_flags) calls
-        /// [`ConfigFlags::CONNTRACK`](crate::ConfigFlags::CONNTRACK), or where it refuses a part of the change
-        /// (see [`ConntrackChange`]).
+        /// The kernel says nothing if it cannot: where conntrack does not follow the packet, where
+        /// it lacks what [`Queue::supported_flags`](crate::Queue::supported_flags) calls
+        /// [`ConfigFlags::CONNTRACK`](crate::ConfigFlags::CONNTRACK), or where it refuses a part of
+        /// the change (see [`ConntrackChange`]).
         ///
-        /// Do not combine it with a TCP payload of another length on a connection with address translation,
-        /// unless a conntrack helper watches it: the kernel then tries to adjust sequence numbers and logs a
-        /// warning that it cannot.
+        /// Do not combine it with a TCP payload of another length on a connection with address
+        /// translation, unless a conntrack helper watches it: the kernel then tries to adjust
+        /// sequence numbers and logs a warning that it cannot.
         pub fn set_conntrack(&mut self, change: ConntrackChange) {
             self.slot.extras_mut().conntrack = Some(change);
         }
@@ -289,8 +296,8 @@ macro_rules! packet_methods {
             self.slot.edit_mode = Some(mode);
         }
 
-        /// Sets lengths and checksums of an edited packet now, and says what came of it; without this call
-        /// the verdict does it. `None` for a packet that was not edited or is not IP.
+        /// Sets lengths and checksums of an edited packet now, and says what came of it; without
+        /// this call the verdict does it. `None` for a packet that was not edited or is not IP.
         pub fn complete(&mut self) -> Option<Completion> {
             self.slot.complete(&mut self.buffer)
         }

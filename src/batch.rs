@@ -12,8 +12,8 @@ use crate::verdicts::{Datagram, Form};
 
 /// Receive buffers that belong to the caller, filled by [`Queue::recv`](crate::Queue::recv).
 ///
-/// Iterating over `&mut batch` yields the packets that have no decision yet. [`Batch::commit`] sends all
-/// verdicts; packets without one get the queue's default verdict
+/// Iterating over `&mut batch` yields the packets that have no decision yet. [`Batch::commit`]
+/// sends all verdicts; packets without one get the queue's default verdict
 /// ([`QueueBuilder::on_undecided`](crate::QueueBuilder::on_undecided)). The same happens when the
 /// batch is received into again or dropped, also by a panic.
 ///
@@ -34,20 +34,21 @@ impl Batch {
     ///
     /// If that is more memory than the address space holds.
     ///
-    /// It reserves 68 KiB of address space per packet, of which the system backs only what packets have
-    /// filled. More than 64 brings no more speed: 64 is the most that one system call receives.
+    /// It reserves 68 KiB of address space per packet, of which the system backs only what packets
+    /// have filled. More than 64 brings no more speed: 64 is the most that one system call
+    /// receives.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         Self::with_buffer_len(capacity, WHOLE_PACKET_LEN)
     }
 
-    /// Makes a batch whose buffers hold messages of up to `buffer_len` bytes each: the copied part of a
-    /// packet and about 150 bytes more, 400 with a conntrack entry. For programs that set a short copy
-    /// range and want to use little memory.
+    /// Makes a batch whose buffers hold messages of up to `buffer_len` bytes each: the copied part
+    /// of a packet and about 150 bytes more, 400 with a conntrack entry. For programs that set a
+    /// short copy range and want to use little memory.
     ///
-    /// A longer message is cut off; its packet cannot be shown and gets the queue's default verdict,
-    /// which is counted as [`Stats::truncated`](crate::Stats::truncated). Below 256 is taken as 256, so
-    /// that packet ids and the kernel's refusals always fit.
+    /// A longer message is cut off; its packet cannot be shown and gets the queue's default
+    /// verdict, which is counted as [`Stats::truncated`](crate::Stats::truncated). Below 256 is
+    /// taken as 256, so that packet ids and the kernel's refusals always fit.
     ///
     /// # Panics
     ///
@@ -58,8 +59,9 @@ impl Batch {
         Self { slots, binding: None, datagram: Datagram::default(), order: Order::default() }
     }
 
-    /// Sends the verdicts of all packets: one `sendmsg`, or several when edited packets are more than fit
-    /// in one datagram (the socket's send buffer, 208 KiB by default). Does nothing if there are none.
+    /// Sends the verdicts of all packets: one `sendmsg`, or several when edited packets are more
+    /// than fit in one datagram (the socket's send buffer, 208 KiB by default). Does nothing if
+    /// there are none.
     ///
     /// Runs of like verdicts leave as one cumulative message, while no other packet of the queue
     /// waits for its verdict and all verdicts of the queue have come from one thread. Else each
@@ -67,10 +69,10 @@ impl Batch {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if the kernel could not take a datagram; what was not sent stays, and can be
-    /// committed again. [`Error::Closed`] if the queue is closed: the kernel drops its packets, and the
-    /// batch is empty after this. A verdict that the kernel refuses later is no error of this call:
-    /// see [`Queue::take_refusals`](crate::Queue::take_refusals).
+    /// [`Error::System`] if the kernel could not take a datagram; what was not sent stays, and can
+    /// be committed again. [`Error::Closed`] if the queue is closed: the kernel drops its packets,
+    /// and the batch is empty after this. A verdict that the kernel refuses later is no error of
+    /// this call: see [`Queue::take_refusals`](crate::Queue::take_refusals).
     pub fn commit(&mut self) -> Result<(), Error> {
         let Some(binding) = &self.binding else { return Ok(()) };
         let terms = Terms {
@@ -147,8 +149,8 @@ struct Terms<F> {
     form: F,
 }
 
-/// The slots that wait for their verdicts, those of a queue together, which is what makes long runs. Kept
-/// from one commit to the next for its memory.
+/// The slots that wait for their verdicts, those of a queue together, which is what makes long
+/// runs. Kept from one commit to the next for its memory.
 #[derive(Debug, Default)]
 struct Order {
     slots: Vec<usize>,

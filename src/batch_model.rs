@@ -1,8 +1,8 @@
 //! Batches, retained packets and commits against a model of the kernel's queue.
 //!
-//! The model reads the very bytes that would be sent and does with them what the kernel does: an exact
-//! verdict takes one packet off the list, a cumulative one takes every packet off whose id is at or before
-//! the given one by signed distance.
+//! The model reads the very bytes that would be sent and does with them what the kernel does: an
+//! exact verdict takes one packet off the list, a cumulative one takes every packet off whose id is
+//! at or before the given one by signed distance.
 
 use std::collections::HashMap;
 
@@ -348,8 +348,8 @@ fn plain(verdict: Verdict) -> Fate {
     Fate { verdict, mark: None, payload: None }
 }
 
-/// The first batch drops its packets and is committed after the second, which accepts. Were the second sent
-/// as one cumulative verdict, it would accept the packets of the first.
+/// The first batch drops its packets and is committed after the second, which accepts. Were the
+/// second sent as one cumulative verdict, it would accept the packets of the first.
 #[test]
 fn two_batches_in_flight_do_not_overtake_each_other() {
     let mut library = Library::new(1, 4096);

@@ -18,9 +18,9 @@ use crate::verdicts::{Answer, Datagram, Form, HEAD_AND_EXTRAS_MAX, Outstanding, 
 
 /// The queue numbers that this process holds on one socket.
 ///
-/// The kernel accepts verdicts only from the socket that bound the queue, and each binding has one of its
-/// own, so a handle of an old binding cannot judge a packet of a new one, although packet ids start at 1
-/// again. (A socket from elsewhere can be bound twice only by passing it twice.)
+/// The kernel accepts verdicts only from the socket that bound the queue, and each binding has one
+/// of its own, so a handle of an old binding cannot judge a packet of a new one, although packet
+/// ids start at 1 again. (A socket from elsewhere can be bound twice only by passing it twice.)
 #[derive(Debug)]
 pub(crate) struct Binding {
     socket: Socket,
@@ -101,8 +101,8 @@ impl Binding {
         &self.interfaces
     }
 
-    /// Says where the kernel's counters are: known only when the queue is bound, because binding may load the
-    /// kernel module that has them.
+    /// Says where the kernel's counters are: known only when the queue is bound, because binding
+    /// may load the kernel module that has them.
     pub(crate) fn set_kernel_table(&self, table: io::Result<KernelTable>) {
         let as_text = |error: io::Error| (error.kind(), error.to_string());
         let _ = self.kernel_table.set(table.map_err(as_text));
@@ -160,9 +160,10 @@ impl Binding {
         Ok(())
     }
 
-    /// Takes over answers that could not be sent, for the queue's thread, which is woken for them. An edited
-    /// payload is gone with its packet, and so are the rarer changes; unless the packet is dropped, such an
-    /// answer becomes the default verdict. It keeps its mark, by which rules may know what was decided.
+    /// Takes over answers that could not be sent, for the queue's thread, which is woken for them.
+    /// An edited payload is gone with its packet, and so are the rarer changes; unless the packet
+    /// is dropped, such an answer becomes the default verdict. It keeps its mark, by which rules
+    /// may know what was decided.
     pub(crate) fn hand_over<'a>(&self, answers: impl Iterator<Item = Answer<'a>>) {
         if self.is_closed() {
             return;
@@ -181,8 +182,8 @@ impl Binding {
         self.orphans().extend(answers);
     }
 
-    /// Tries again to send what nobody else can. What fails stays for the next time; returns whether
-    /// something does.
+    /// Tries again to send what nobody else can. What fails stays for the next time; returns
+    /// whether something does.
     pub(crate) fn send_orphans(&self) -> bool {
         // Sending may take its time; nobody who hands something over has to wait for it.
         let mut orphans = std::mem::take(&mut *self.orphans());
@@ -216,8 +217,8 @@ impl Binding {
     }
 }
 
-/// The counters of a queue that is used elsewhere, by [`Queue::run`](crate::Queue::run) for one. May be
-/// cloned, sent to other threads and used after the queue is gone.
+/// The counters of a queue that is used elsewhere, by [`Queue::run`](crate::Queue::run) for one.
+/// May be cloned, sent to other threads and used after the queue is gone.
 #[derive(Debug, Clone)]
 pub struct StatsHandle {
     counters: Arc<Counters>,

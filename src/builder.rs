@@ -81,8 +81,8 @@ impl From<Vec<u16>> for QueueNumbers {
 
 /// What a queue should be like. Made by [`Queue::builder`].
 ///
-/// Everything goes to the kernel in one message per number, after the socket is ready: there is no moment in
-/// which packets arrive and cannot be taken, and a refusal leaves no half-made queue.
+/// Everything goes to the kernel in one message per number, after the socket is ready: there is no
+/// moment in which packets arrive and cannot be taken, and a refusal leaves no half-made queue.
 #[derive(Debug, Clone)]
 #[must_use = "nothing happens before `bind`"]
 pub struct QueueBuilder {
@@ -117,15 +117,15 @@ impl QueueBuilder {
     }
 
     /// Most packets that the kernel holds without a verdict before it drops new ones; 0 drops all.
-    /// Default: 1,024.
-    /// Kernels since January 2026 (7.0, 6.19.4, 6.18.14, 6.12.75) stop at 65,536 whatever is asked for.
+    /// Default: 1,024. Kernels since January 2026 (7.0, 6.19.4, 6.18.14, 6.12.75) stop at 65,536
+    /// whatever is asked for.
     pub const fn max_len(mut self, packets: u32) -> Self {
         self.settings.max_len = packets;
         self
     }
 
-    /// Whether packets that do not fit, in the queue or in the socket, are accepted instead of dropped.
-    /// Default: no. Since 3.6.
+    /// Whether packets that do not fit, in the queue or in the socket, are accepted instead of
+    /// dropped. Default: no. Since 3.6.
     pub fn fail_open(self, yes: bool) -> Self {
         self.flag(ConfigFlags::FAIL_OPEN, yes)
     }
@@ -133,8 +133,8 @@ impl QueueBuilder {
     /// Whether TCP and UDP super-packets come whole. Default: yes, which makes bulk TCP about ten
     /// times faster; `false` gives packets as they are on the wire. Since 3.10.
     ///
-    /// They are usually up to 64 KiB long, and longer on loopback and with BIG TCP. Of one above 65,531
-    /// bytes only the start is copied: it can be judged but not edited.
+    /// They are usually up to 64 KiB long, and longer on loopback and with BIG TCP. Of one above
+    /// 65,531 bytes only the start is copied: it can be judged but not edited.
     pub fn gso(self, yes: bool) -> Self {
         self.flag(ConfigFlags::GSO, yes)
     }
@@ -149,8 +149,8 @@ impl QueueBuilder {
         self.flag(ConfigFlags::SECCTX, yes)
     }
 
-    /// Whether packets come with their conntrack entry. Default: no. Since 3.6; needs the kernel module
-    /// `nf_conntrack_netlink`.
+    /// Whether packets come with their conntrack entry. Default: no. Since 3.6; needs the kernel
+    /// module `nf_conntrack_netlink`.
     pub fn conntrack(self, yes: bool) -> Self {
         self.flag(ConfigFlags::CONNTRACK, yes)
     }
@@ -170,8 +170,9 @@ impl QueueBuilder {
         self
     }
 
-    /// The verdict of packets that nobody decided about. Default: [`Verdict::Drop`], which is also what
-    /// the kernel does when the queue closes. It leaves without a mark or an edit that was made before.
+    /// The verdict of packets that nobody decided about. Default: [`Verdict::Drop`], which is also
+    /// what the kernel does when the queue closes. It leaves without a mark or an edit that was
+    /// made before.
     pub const fn on_undecided(mut self, verdict: Verdict) -> Self {
         self.terms.on_undecided = verdict;
         self
@@ -189,9 +190,9 @@ impl QueueBuilder {
         self
     }
 
-    /// Opens a socket in the calling thread's network namespace and binds the queue; all its numbers on the
-    /// one socket, if it has several. The queue belongs to that namespace for good. For another one, see
-    /// [`Namespace::run`](crate::Namespace::run).
+    /// Opens a socket in the calling thread's network namespace and binds the queue; all its
+    /// numbers on the one socket, if it has several. The queue belongs to that namespace for good.
+    /// For another one, see [`Namespace::run`](crate::Namespace::run).
     ///
     /// # Errors
     ///
@@ -213,22 +214,22 @@ impl QueueBuilder {
         self.numbers.distinct()?.into_iter().map(one).collect()
     }
 
-    /// Binds the queue on a socket that was opened elsewhere, such as in another network namespace by a
-    /// more privileged process that has passed it over a Unix socket. [`open_socket`](crate::open_socket)
-    /// makes one.
+    /// Binds the queue on a socket that was opened elsewhere, such as in another network namespace
+    /// by a more privileged process that has passed it over a Unix socket.
+    /// [`open_socket`](crate::open_socket) makes one.
     ///
     /// Who sends on it needs `CAP_NET_ADMIN` in the user namespace that owns the socket's network
-    /// namespace. Its options are for the opener to set: `NETLINK_NO_ENOBUFS`, without which an overrun of
-    /// the receive buffer makes the kernel drop everything until the buffer is empty, and the buffer, which is
-    /// never made smaller here, and larger only with `CAP_NET_ADMIN` in the initial user namespace. (The send
-    /// buffer is raised to 128 KiB if need be.)
+    /// namespace. Its options are for the opener to set: `NETLINK_NO_ENOBUFS`, without which an
+    /// overrun of the receive buffer makes the kernel drop everything until the buffer is empty,
+    /// and the buffer, which is never made smaller here, and larger only with `CAP_NET_ADMIN` in
+    /// the initial user namespace. (The send buffer is raised to 128 KiB if need be.)
     ///
-    /// What an earlier user of the socket has left of these numbers is given up: their queues are unbound, and
-    /// the kernel drops the packets in them. Nobody else may use the socket for these numbers while the queue
-    /// lives. While a duplicate of it is open anywhere, the end of this process does not unbind them: dropping
-    /// or closing the queue does. Each packet gets a verdict message of its own (a cumulative one might reach
-    /// packets that somebody else has received). Names of interfaces and [`Queue::kernel_stats`] are not to be
-    /// had.
+    /// What an earlier user of the socket has left of these numbers is given up: their queues are
+    /// unbound, and the kernel drops the packets in them. Nobody else may use the socket for these
+    /// numbers while the queue lives. While a duplicate of it is open anywhere, the end of this
+    /// process does not unbind them: dropping or closing the queue does. Each packet gets a verdict
+    /// message of its own (a cumulative one might reach packets that somebody else has received).
+    /// Names of interfaces and [`Queue::kernel_stats`] are not to be had.
     ///
     /// # Errors
     ///
@@ -266,8 +267,8 @@ impl QueueBuilder {
             };
             if let Err(error) = control.ask(&binding, &mut intake, Operation::Bind, &request) {
                 let error = control.explain_bind(&binding, &mut intake, number, flags, error);
-                // Not left to the closing of the socket: one from elsewhere may be open there still.
-                // Of a number whose answer did not come nothing is known.
+                // Not left to the closing of the socket: one from elsewhere may be open there
+                // still. Of a number whose answer did not come nothing is known.
                 for bound in numbers.iter().filter(|bound| **bound <= number) {
                     let unbind = ConfigMessage::command(*bound, Command::Unbind);
                     let _ = control.send(&binding, &unbind);

@@ -1,8 +1,8 @@
 //! Lengths and checksums of IP packets, completed in place.
 //!
-//! [`complete`] makes a packet whose bytes were changed one that its receiver takes: it sets the lengths
-//! in the IP and UDP headers by the length of the slice and computes the checksums of the IPv4 header,
-//! TCP, UDP, UDP-Lite and both versions of ICMP.
+//! [`complete`] makes a packet whose bytes were changed one that its receiver takes: it sets the
+//! lengths in the IP and UDP headers by the length of the slice and computes the checksums of the
+//! IPv4 header, TCP, UDP, UDP-Lite and both versions of ICMP.
 //!
 //! ```
 //! use netfilterqueue::checksum::{self, Completion};
@@ -22,58 +22,61 @@
 //!
 //! # What is taken into account
 //!
-//! - Checksums are computed over all bytes, whatever their fields held before. So the result is also
-//!   right for a packet whose checksum was not ready
-//!   ([`SkbInfo::checksum_not_ready`](crate::SkbInfo::checksum_not_ready)), and for the super-packets of
-//!   TCP ([`SkbInfo::is_gso`](crate::SkbInfo::is_gso)).
+//! - Checksums are computed over all bytes, whatever their fields held before. So the result is
+//!   also right for a packet whose checksum was not ready
+//!   ([`SkbInfo::checksum_not_ready`](crate::SkbInfo::checksum_not_ready)), and for the
+//!   super-packets of TCP ([`SkbInfo::is_gso`](crate::SkbInfo::is_gso)).
 //! - A UDP checksum of 0 means "none" over IPv4 and stays 0. Over IPv6 it is computed, also where a
 //!   tunnel does without one (RFC 6935).
-//! - UDP-Lite covers as much as its coverage field says; a coverage beyond the end becomes 0, which is
-//!   everything.
-//! - The addresses that a checksum includes are the final destination while a source route is followed
-//!   (IPv4 options; IPv6 routing headers of types 0, 2 and 4) and the home address of a mobile sender
-//!   (IPv6 destination options).
+//! - UDP-Lite covers as much as its coverage field says; a coverage beyond the end becomes 0, which
+//!   is everything.
+//! - The addresses that a checksum includes are the final destination while a source route is
+//!   followed (IPv4 options; IPv6 routing headers of types 0, 2 and 4) and the home address of a
+//!   mobile sender (IPv6 destination options).
 //! - IPv6 extension headers are skipped: hop-by-hop, routing, fragment, destination options.
 //!
 //! # What is not done
 //!
 //! - **Fragments** get a correct IP header only: the checksum covers the other fragments, too.
 //! - **SCTP, DCCP, IGMP, GRE** and all other protocols have a correct IP header only.
-//! - **Packets within packets** (tunnels) are data like any other: the inner lengths and checksums stay.
+//! - **Packets within packets** (tunnels) are data like any other: the inner lengths and checksums
+//!   stay.
 //! - **AH** covers the whole packet, so one that was changed anywhere is refused by its receiver.
-//! - **UDP super-packets** get the checksum of one large datagram. The kernel, which would have to cut
-//!   them, does not start from that; [`EditError::UdpSuperPacket`](crate::EditError::UdpSuperPacket) keeps
-//!   queued ones from being edited.
-//! - **TCP** sequence numbers do not follow a change in length, and the rest of its header is not looked
-//!   at.
+//! - **UDP super-packets** get the checksum of one large datagram. The kernel, which would have to
+//!   cut them, does not start from that;
+//!   [`EditError::UdpSuperPacket`](crate::EditError::UdpSuperPacket) keeps queued ones from being
+//!   edited.
+//! - **TCP** sequence numbers do not follow a change in length, and the rest of its header is not
+//!   looked at.
 //! - **UDP options** (RFC 9868), which follow the datagram's own end, become part of its data.
 //! - **Jumbograms** do not fit through a queue.
 //!
 //! # Why own code
 //!
-//! Of the crates compared (etherparse 0.21, smoltcp 0.12, internet-checksum 0.2.1, `pnet_packet` 0.35) none
-//! follows routing headers to the final destination, reads home addresses or knows UDP-Lite, and only
-//! smoltcp and `pnet_packet` write in place, the former with panics on lengths that were not checked before.
-//! Their sums run at 14, 8 to 24, 18 and 4 GB/s over 64 KiB where the one here runs at 30 to 40 (x86-64
-//! with SSE2), and internet-checksum's loses a carry on some bytes (a panic with overflow checks).
-//! etherparse is the oracle of the tests.
+//! Of the crates compared (etherparse 0.21, smoltcp 0.12, internet-checksum 0.2.1, `pnet_packet`
+//! 0.35) none follows routing headers to the final destination, reads home addresses or knows
+//! UDP-Lite, and only smoltcp and `pnet_packet` write in place, the former with panics on lengths
+//! that were not checked before. Their sums run at 14, 8 to 24, 18 and 4 GB/s over 64 KiB where the
+//! one here runs at 30 to 40 (x86-64 with SSE2), and internet-checksum's loses a carry on some
+//! bytes (a panic with overflow checks). etherparse is the oracle of the tests.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use crate::ip::{Fragment, Headers, IPV6_HEADER_LEN, Protocol, Unreadable};
 
-/// Sets the lengths and checksums of the IPv4 or IPv6 packet that `packet` is: from the first byte of the
-/// IP header to the last one of the packet, without padding.
+/// Sets the lengths and checksums of the IPv4 or IPv6 packet that `packet` is: from the first byte
+/// of the IP header to the last one of the packet, without padding.
 ///
-/// Writes nothing but those fields, and nothing at all if the outcome is [`Completion::Nothing`]. Doing it
-/// twice changes nothing more. The [module](self) says what is covered.
+/// Writes nothing but those fields, and nothing at all if the outcome is [`Completion::Nothing`].
+/// Doing it twice changes nothing more. The [module](self) says what is covered.
 pub fn complete(packet: &mut [u8]) -> Completion {
     try_complete(packet).unwrap_or_else(Completion::Nothing)
 }
 
-/// Whether [`complete`] would finish the checksum of a packet whose checksum is not ready. The kernel may have
-/// left one deeper in the packet, that of a packet in a tunnel, or one of another protocol.
+/// Whether [`complete`] would finish the checksum of a packet whose checksum is not ready. The
+/// kernel may have left one deeper in the packet, that of a packet in a tunnel, or one of another
+/// protocol.
 pub(crate) fn finishes(headers: &Headers, packet: &[u8]) -> bool {
     match (headers.protocol, Checksum::of(headers)) {
         (Protocol::TCP, Ok(_)) => true,
@@ -93,8 +96,8 @@ pub(crate) fn finishes(headers: &Headers, packet: &[u8]) -> bool {
 pub enum Completion {
     /// All lengths and checksums are right.
     Everything,
-    /// The lengths and the checksum of the IP header are right, so the packet travels; what it carries is
-    /// as it was. If that was changed, its receiver will discard it.
+    /// The lengths and the checksum of the IP header are right, so the packet travels; what it
+    /// carries is as it was. If that was changed, its receiver will discard it.
     IpOnly(WhyIpOnly),
     /// No byte was written.
     Nothing(WhyNothing),
@@ -104,17 +107,17 @@ pub enum Completion {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhyIpOnly {
-    /// It is a part of a packet, and the checksum covers the other parts, too. Packets arrive whole where
-    /// connection tracking is in use: it puts them together first.
+    /// It is a part of a packet, and the checksum covers the other parts, too. Packets arrive whole
+    /// where connection tracking is in use: it puts them together first.
     Fragment,
-    /// `IPsec` seals it ([`Protocol::AH`], which seals the addresses, too, or [`Protocol::ESP`]). Without
-    /// the key nothing can be changed so that it is accepted.
+    /// `IPsec` seals it ([`Protocol::AH`], which seals the addresses, too, or [`Protocol::ESP`]).
+    /// Without the key nothing can be changed so that it is accepted.
     Protected(Protocol),
-    /// The checksum of this protocol, if it has one, is not known here: SCTP and DCCP, for example, or
-    /// ICMP of the other IP version.
+    /// The checksum of this protocol, if it has one, is not known here: SCTP and DCCP, for example,
+    /// or ICMP of the other IP version.
     UnknownProtocol(Protocol),
-    /// Where the packet will end, which its checksum covers, is hidden by an IPv6 routing header of this
-    /// type.
+    /// Where the packet will end, which its checksum covers, is hidden by an IPv6 routing header of
+    /// this type.
     UnknownRoute(u8),
 }
 
@@ -129,8 +132,8 @@ pub enum WhyNothing {
         /// The header or field at fault: `TCP header`.
         what: &'static str,
     },
-    /// It has more bytes than the IP header's length field can say: 65,535 for IPv4, and as much behind
-    /// the first 40 bytes for IPv6.
+    /// It has more bytes than the IP header's length field can say: 65,535 for IPv4, and as much
+    /// behind the first 40 bytes for IPv6.
     TooLong {
         /// The packet's length in bytes.
         len: usize,
@@ -285,7 +288,8 @@ impl Checksum {
         Ok(())
     }
 
-    /// Sets it, and the length of UDP, in a header that was checked. `len` is the length of `transport`.
+    /// Sets it, and the length of UDP, in a header that was checked. `len` is the length of
+    /// `transport`.
     fn complete(self, transport: &mut [u8], len: u16) {
         let mut covered = transport.len();
         match self.protocol {
@@ -297,7 +301,8 @@ impl Checksum {
             },
             _ => {}
         }
-        // Of a checksum that is not ready the field holds the pseudo-header's sum, which is never 0.
+        // Of a checksum that is not ready the field holds the pseudo-header's sum, which is never
+        // 0.
         if self.optional && read(transport, self.at) == 0 {
             return;
         }
@@ -317,11 +322,12 @@ impl Checksum {
     }
 }
 
-/// The one's complement sum (RFC 1071) of the bytes as 16-bit words in memory order, not yet folded; an
-/// odd last byte is followed by a 0. Sums of separate pieces add up where each but the last is even.
+/// The one's complement sum (RFC 1071) of the bytes as 16-bit words in memory order, not yet
+/// folded; an odd last byte is followed by a 0. Sums of separate pieces add up where each but the
+/// last is even.
 fn sum(bytes: &[u8]) -> u64 {
-    // Halves of 32 bits are as good as words of 16, since 2^16 counts as 1. The compiler makes vector
-    // instructions of this loop; of one over longer blocks it often does not.
+    // Halves of 32 bits are as good as words of 16, since 2^16 counts as 1. The compiler makes
+    // vector instructions of this loop; of one over longer blocks it often does not.
     let (blocks, rest) = bytes.as_chunks();
     let (mut high, mut low) = (0, 0);
     for block in blocks {

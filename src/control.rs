@@ -16,8 +16,8 @@ use crate::intake::Intake;
 use crate::slot::{Content, WHOLE_PACKET_LEN, classify};
 use crate::socket::Received;
 
-/// How long an answer is waited for. The kernel answers while the request is being sent, so that an answer
-/// is either there at once or was lost because the receive buffer was full.
+/// How long an answer is waited for. The kernel answers while the request is being sent, so that an
+/// answer is either there at once or was lost because the receive buffer was full.
 const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long to let a busy kernel be before the request is sent again.
@@ -30,16 +30,16 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Numbers requests from anywhere, so that on a socket that was used before an answer to somebody else's
-    /// request is not taken for one of ours.
+    /// Numbers requests from anywhere, so that on a socket that was used before an answer to
+    /// somebody else's request is not taken for one of ours.
     pub(crate) fn new() -> Self {
         let random = RandomState::new().hash_one(0);
         Self { sequence: (random >> 32) as u32 }
     }
 
-    /// Sends `request` and waits for the kernel's answer. Packets that come first are kept in `intake`. A
-    /// lost answer is asked for again: every request but binding may be repeated freely, and binding
-    /// twice says `EBUSY`.
+    /// Sends `request` and waits for the kernel's answer. Packets that come first are kept in
+    /// `intake`. A lost answer is asked for again: every request but binding may be repeated
+    /// freely, and binding twice says `EBUSY`.
     pub(crate) fn ask(
         &mut self,
         binding: &Binding,
@@ -74,7 +74,8 @@ impl Control {
         }
     }
 
-    /// Sends `request`; the kernel has carried it out when this returns. Its answer is left in the socket.
+    /// Sends `request`; the kernel has carried it out when this returns. Its answer is left in the
+    /// socket.
     pub(crate) fn send(&mut self, binding: &Binding, request: &ConfigMessage) -> nix::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut datagram = Vec::new();
@@ -124,8 +125,8 @@ impl Control {
         ack.request_kind() == NFQNL_MSG_CONFIG && ack.request_sequence() == self.sequence
     }
 
-    /// Whether the subsystem can be reached and used at all: asks for what needs the capability and does
-    /// nothing.
+    /// Whether the subsystem can be reached and used at all: asks for what needs the capability and
+    /// does nothing.
     fn check_access(
         &mut self,
         binding: &Binding,
@@ -140,8 +141,8 @@ impl Control {
         })
     }
 
-    /// Gives up what an earlier user of the socket has left: queues bound by it, and their packets, whose
-    /// ids mean nothing any more.
+    /// Gives up what an earlier user of the socket has left: queues bound by it, and their packets,
+    /// whose ids mean nothing any more.
     pub(crate) fn clear(&mut self, binding: &Binding, intake: &mut Intake) -> Result<(), Error> {
         self.check_access(binding, intake, Operation::Bind)?;
         for number in binding.outstanding().queues() {
@@ -156,8 +157,8 @@ impl Control {
         Ok(())
     }
 
-    /// The flags that the kernel knows and can serve. Asks about a number that it does not bind: flags are
-    /// looked at before anything else.
+    /// The flags that the kernel knows and can serve. Asks about a number that it does not bind:
+    /// flags are looked at before anything else.
     pub(crate) fn supported_flags(
         &mut self,
         binding: &Binding,
@@ -207,8 +208,8 @@ impl Control {
         }
     }
 
-    /// Makes a refused change of flags tell which. Binding the queue again changes nothing: the kernel looks
-    /// at the flags first and then says `EBUSY`.
+    /// Makes a refused change of flags tell which. Binding the queue again changes nothing: the
+    /// kernel looks at the flags first and then says `EBUSY`.
     pub(crate) fn explain_flags(
         &mut self,
         binding: &Binding,
@@ -220,9 +221,9 @@ impl Control {
         Error::FlagsRefused { queue, flags: self.refused(binding, intake, flags, &probe) }
     }
 
-    /// Those of `flags` that the kernel refuses, or all if they cannot be told apart. `probe` is a request
-    /// that a known flag does not make succeed: about a number that this socket has not bound
-    /// (`ENODEV`), or to bind one that it has.
+    /// Those of `flags` that the kernel refuses, or all if they cannot be told apart. `probe` is a
+    /// request that a known flag does not make succeed: about a number that this socket has not
+    /// bound (`ENODEV`), or to bind one that it has.
     fn refused(
         &mut self,
         binding: &Binding,

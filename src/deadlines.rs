@@ -1,7 +1,7 @@
 //! Retained packets that must have a verdict by some time.
 //!
-//! Whoever comes first decides: the program, which takes the claim before it sends a verdict, or the
-//! queue, which ends the claims whose time is up.
+//! Whoever comes first decides: the program, which takes the claim before it sends a verdict, or
+//! the queue, which ends the claims whose time is up.
 
 use std::cmp::Ordering as Order;
 use std::collections::BinaryHeap;

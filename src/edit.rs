@@ -1,5 +1,5 @@
-//! Edits of a packet's bytes: where they lie in the buffer, which can be sent back, and how they are
-//! completed.
+//! Edits of a packet's bytes: where they lie in the buffer, which can be sent back, and how they
+//! are completed.
 
 use std::ops::Range;
 
@@ -14,8 +14,8 @@ use crate::ip::{self, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Headers, Protocol};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum EditMode {
-    /// With the lengths and checksums that belong to them, as [`checksum::complete`](crate::checksum)
-    /// makes them.
+    /// With the lengths and checksums that belong to them, as
+    /// [`checksum::complete`](crate::checksum) makes them.
     #[default]
     Complete,
     /// Byte for byte as written: for those who want broken packets, or complete them themselves.
@@ -71,16 +71,16 @@ impl Edit {
         if terms.mode == EditMode::Complete && is_gso && len < original.len() {
             return Err(EditError::ShorterSuperPacket);
         }
-        // The kernel puts the payload last. Should it ever not be, the new one must not overwrite the
-        // attributes behind the old one.
+        // The kernel puts the payload last. Should it ever not be, the new one must not overwrite
+        // the attributes behind the old one.
         let message_len = message.index().message_len();
         let start = if original.end == message_len { original.start } else { message_len };
         let fits = room.saturating_sub(start);
         if len > fits {
             return Err(EditError::TooLong { len, max: terms.max.min(fits) });
         }
-        // A frame of the same length may be filled up as before. Who hands in another length has seen the
-        // filling and decided about it.
+        // A frame of the same length may be filled up as before. Who hands in another length has
+        // seen the filling and decided about it.
         let padding = if len == original.len() { padding(message, payload) } else { 0 };
         Ok(Self { start, len, padding, completion: None, ..edit })
     }
@@ -118,8 +118,8 @@ impl Edit {
         self.start..self.start + self.len
     }
 
-    /// Sets lengths and checksums, if that has not been done since the packet was last touched. `None` if it is
-    /// not IP.
+    /// Sets lengths and checksums, if that has not been done since the packet was last touched.
+    /// `None` if it is not IP.
     pub(crate) fn complete(&mut self, ethertype: u16, buffer: &mut [u8]) -> Option<Completion> {
         let is_ip = matches!(ethertype, ETHERTYPE_IPV4 | ETHERTYPE_IPV6);
         if self.completion.is_none() && is_ip {
@@ -130,7 +130,8 @@ impl Edit {
         self.completion
     }
 
-    /// Whether the statistics have to know of an edit that was completed only in part, for the first time.
+    /// Whether the statistics have to know of an edit that was completed only in part, for the
+    /// first time.
     pub(crate) fn is_news(&mut self) -> bool {
         let is_whole = matches!(self.completion, None | Some(Completion::Everything));
         !is_whole && !std::mem::replace(&mut self.is_counted, true)
@@ -151,7 +152,8 @@ fn check_offloads(info: SkbInfo, packet: &[u8]) -> Result<(), EditError> {
         return Ok(());
     }
     let headers = Headers::read(packet).ok();
-    // It forgets where the checksum of a super-packet is to go. For TCP it starts anew, for UDP it does not.
+    // It forgets where the checksum of a super-packet is to go. For TCP it starts anew, for UDP it
+    // does not.
     if info.is_gso() && headers.is_some_and(|headers| headers.protocol == Protocol::UDP) {
         return Err(EditError::UdpSuperPacket);
     }
@@ -162,8 +164,9 @@ fn check_offloads(info: SkbInfo, packet: &[u8]) -> Result<(), EditError> {
     Ok(())
 }
 
-/// Bytes of `payload` behind the end of the IP packet. Only frames in a bridge have them; everywhere else the
-/// kernel has cut them off, and a stated length that does not fit is one that is still to be set.
+/// Bytes of `payload` behind the end of the IP packet. Only frames in a bridge have them;
+/// everywhere else the kernel has cut them off, and a stated length that does not fit is one that
+/// is still to be set.
 fn padding(message: &PacketMessage<'_>, payload: &[u8]) -> usize {
     if Family(message.family()) == Family::BRIDGE { ip::padding(payload) } else { 0 }
 }

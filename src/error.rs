@@ -50,8 +50,8 @@ pub enum Operation {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The kernel refused: the queue number belongs to another socket (`EPERM` although the capability
-    /// is there, or `EBUSY`).
+    /// The kernel refused: the queue number belongs to another socket (`EPERM` although the
+    /// capability is there, or `EBUSY`).
     #[error(
         "queue {queue} is taken by another socket, of this program or another; column 2 of \
          /proc/net/netfilter/nfnetlink_queue has its port id, often the process id; end it or take \
@@ -89,15 +89,15 @@ pub enum Error {
         /// The flags it refused, as far as they could be told apart.
         flags: ConfigFlags,
     },
-    /// The kernel has neither nft's `queue` expression nor `nft_compat` with the `NFQUEUE` target, which
-    /// is of no use in the bridge family.
+    /// The kernel has neither nft's `queue` expression nor `nft_compat` with the `NFQUEUE` target,
+    /// which is of no use in the bridge family.
     #[error(
         "the kernel can put no queue rule in place: it has neither nft_queue nor nft_compat with \
          xt_NFQUEUE; load one of them (modprobe nft_queue; the bridge family needs that one)"
     )]
     NoRuleSupport,
-    /// The kernel has no `ct` expression of nft, or none that knows connection marks; for the bridge family,
-    /// no connection tracking there.
+    /// The kernel has no `ct` expression of nft, or none that knows connection marks; for the
+    /// bridge family, no connection tracking there.
     #[error(
         "the kernel cannot remember decisions about flows: it has no nft_ct with connection marks (and \
          for the bridge family nf_conntrack_bridge); load it (modprobe nft_ct) or leave the flow bypass out"
@@ -113,7 +113,8 @@ pub enum Error {
         /// The kernel's explanation, where it gave one.
         explanation: Option<String>,
     },
-    /// The kernel's answer did not come. It is lost when the socket's receive buffer is full of packets.
+    /// The kernel's answer did not come. It is lost when the socket's receive buffer is full of
+    /// packets.
     #[error(
         "{operation}: no answer from the kernel within {waited:?}; the receive buffer was full or \
          the kernel is very busy, receive what waits and try again"
@@ -221,32 +222,35 @@ pub enum EditError {
     /// The packet's bytes were not copied.
     #[error("the packet's bytes were not copied; use copy mode PACKET")]
     NotCopied,
-    /// The packet is a UDP super-packet ([`SkbInfo::is_gso`](crate::SkbInfo::is_gso)), which the kernel cannot
-    /// cut into datagrams once it was edited: it drops it, and before 6.12 logs a warning. Only packets of
-    /// senders on the same host that use `UDP_SEGMENT`, and what a network card has put together for a socket
-    /// with `UDP_GRO`, are such. [`EditMode::Raw`](crate::EditMode::Raw) lets the edit through.
+    /// The packet is a UDP super-packet ([`SkbInfo::is_gso`](crate::SkbInfo::is_gso)), which the
+    /// kernel cannot cut into datagrams once it was edited: it drops it, and before 6.12 logs a
+    /// warning. Only packets of senders on the same host that use `UDP_SEGMENT`, and what a network
+    /// card has put together for a socket with `UDP_GRO`, are such.
+    /// [`EditMode::Raw`](crate::EditMode::Raw) lets the edit through.
     #[error(
         "the kernel cannot cut an edited UDP super-packet into datagrams; turn GSO off to edit it"
     )]
     UdpSuperPacket,
-    /// The packet's checksum is not ready ([`SkbInfo::checksum_not_ready`](crate::SkbInfo::checksum_not_ready)),
-    /// and it is not the packet's own, but that of a packet inside it (a tunnel), or one of SCTP. The kernel
-    /// would not finish it after an edit. [`EditMode::Raw`](crate::EditMode::Raw) lets the edit through.
+    /// The packet's checksum is not ready
+    /// ([`SkbInfo::checksum_not_ready`](crate::SkbInfo::checksum_not_ready)), and it is not the
+    /// packet's own, but that of a packet inside it (a tunnel), or one of SCTP. The kernel would
+    /// not finish it after an edit. [`EditMode::Raw`](crate::EditMode::Raw) lets the edit through.
     #[error(
         "a checksum that the kernel has yet to finish lies deeper in the packet and would stay unfinished; \
          turn GSO off to edit it"
     )]
     UnfinishedChecksum,
-    /// The packet is a TCP super-packet ([`SkbInfo::is_gso`](crate::SkbInfo::is_gso)) and the new payload is
-    /// shorter: if it is no longer than one segment, whose length is not known here, the kernel drops it
-    /// without a word. [`EditMode::Raw`](crate::EditMode::Raw) lets the edit through.
+    /// The packet is a TCP super-packet ([`SkbInfo::is_gso`](crate::SkbInfo::is_gso)) and the new
+    /// payload is shorter: if it is no longer than one segment, whose length is not known here, the
+    /// kernel drops it without a word. [`EditMode::Raw`](crate::EditMode::Raw) lets the edit
+    /// through.
     #[error("the kernel may drop a shortened TCP super-packet; turn GSO off to edit it")]
     ShorterSuperPacket,
     /// The new payload is empty: the kernel would drop the packet.
     #[error("an empty payload would drop the packet; say so with Verdict::Drop")]
     Empty,
-    /// The new payload ends before the original packet's transport header begins: kernels before 5.19 crash
-    /// on it (CVE-2022-36946), later ones drop the packet.
+    /// The new payload ends before the original packet's transport header begins: kernels before
+    /// 5.19 crash on it (CVE-2022-36946), later ones drop the packet.
     #[error("a payload of {len} bytes ends within the network header, which takes {min}")]
     TooShort {
         /// Its length in bytes.

@@ -1,11 +1,11 @@
-//! What is decided about a whole flow, carried by bits of the packet mark and kept by the kernel in the same
-//! bits of the conntrack mark. No I/O; the rules that make it work are in `rules`.
+//! What is decided about a whole flow, carried by bits of the packet mark and kept by the kernel in
+//! the same bits of the conntrack mark. No I/O; the rules that make it work are in `rules`.
 
-/// The bits of the packet mark and of the conntrack mark that stand for a decision about a flow. All other
-/// bits of both marks stay as they are.
+/// The bits of the packet mark and of the conntrack mark that stand for a decision about a flow.
+/// All other bits of both marks stay as they are.
 ///
-/// Nobody else may use them: a packet that carries them for another reason is taken for decided. The default
-/// is `0x1000_0000` for accepted and `0x2000_0000` for dropped.
+/// Nobody else may use them: a packet that carries them for another reason is taken for decided.
+/// The default is `0x1000_0000` for accepted and `0x2000_0000` for dropped.
 ///
 /// ```
 /// use netfilterqueue::FlowMarks;
@@ -20,8 +20,9 @@ pub struct FlowMarks {
 }
 
 impl FlowMarks {
-    /// The bits that are set for a flow that is accepted and those for one that is dropped (the host's own
-    /// numbers, never on the wire). `None` if one of them has no bit, or both have one in common.
+    /// The bits that are set for a flow that is accepted and those for one that is dropped (the
+    /// host's own numbers, never on the wire). `None` if one of them has no bit, or both have one
+    /// in common.
     #[must_use]
     pub const fn new(accepted: u32, dropped: u32) -> Option<Self> {
         if accepted == 0 || dropped == 0 || accepted & dropped != 0 {
@@ -56,19 +57,20 @@ impl Default for FlowMarks {
 }
 
 /// Proof that rules are in place which carry out what is decided about a flow: what
-/// [`Packet::accept_flow`](crate::Packet::accept_flow) and [`Packet::drop_flow`](crate::Packet::drop_flow)
-/// ask for. From `rules::InstalledRules::flow_bypass`, or [`FlowBypass::assume_installed`].
+/// [`Packet::accept_flow`](crate::Packet::accept_flow) and
+/// [`Packet::drop_flow`](crate::Packet::drop_flow) ask for. From
+/// `rules::InstalledRules::flow_bypass`, or [`FlowBypass::assume_installed`].
 ///
-/// It is good for packets of those rules while they are installed. For packets of other rules, or later,
-/// there is nobody to carry out the decision, and **a dropped packet would pass**.
+/// It is good for packets of those rules while they are installed. For packets of other rules, or
+/// later, there is nobody to carry out the decision, and **a dropped packet would pass**.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FlowBypass {
     marks: FlowMarks,
 }
 
 impl FlowBypass {
-    /// For rules that somebody else has put in place. Without them every flow passes, also one that is
-    /// dropped; nothing can check that here.
+    /// For rules that somebody else has put in place. Without them every flow passes, also one that
+    /// is dropped; nothing can check that here.
     ///
     /// With nft, here at the forward hook, for the default marks:
     ///
@@ -92,8 +94,9 @@ impl FlowBypass {
     /// }
     /// ```
     ///
-    /// With iptables, and the same with ip6tables. An accepted packet skips the rest of its table's chain, so
-    /// the decision is carried out in the chain of a table that comes later, `filter` after `mangle`:
+    /// With iptables, and the same with ip6tables. An accepted packet skips the rest of its table's
+    /// chain, so the decision is carried out in the chain of a table that comes later, `filter`
+    /// after `mangle`:
     ///
     /// ```text
     /// iptables -t mangle -A FORWARD -m connmark --mark 0x10000000/0x30000000 -j ACCEPT

@@ -4,8 +4,8 @@ use std::fmt;
 
 use netfilterqueue_protocol::constants::*;
 
-/// A place on a packet's way through the kernel, an `NF_INET_*` number (`linux/netfilter.h`). The bridge
-/// family has the same numbers for the same places on a bridged frame's way (`NF_BR_*`).
+/// A place on a packet's way through the kernel, an `NF_INET_*` number (`linux/netfilter.h`). The
+/// bridge family has the same numbers for the same places on a bridged frame's way (`NF_BR_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hook(
     /// The number.
@@ -24,8 +24,8 @@ impl Hook {
     /// All leaving packets, after routing.
     pub const POSTROUTING: Self = Self(NF_INET_POST_ROUTING);
 
-    /// The name that `nft` has for it in this family: number 5 exists only in the bridge family. `None` for
-    /// other numbers.
+    /// The name that `nft` has for it in this family: number 5 exists only in the bridge family.
+    /// `None` for other numbers.
     #[must_use]
     pub const fn name(self, family: Family) -> Option<&'static str> {
         Some(match self.0 {

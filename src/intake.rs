@@ -1,5 +1,5 @@
-//! The receiving side's books: what came in, what is missing, what the kernel refused, and packets that
-//! came while something else was awaited.
+//! The receiving side's books: what came in, what is missing, what the kernel refused, and packets
+//! that came while something else was awaited.
 
 use std::collections::VecDeque;
 
@@ -76,7 +76,8 @@ impl Intake {
         self.kept.pop_front()
     }
 
-    /// Enters what a datagram was into the books. Returns whether it holds a packet that needs a verdict.
+    /// Enters what a datagram was into the books. Returns whether it holds a packet that needs a
+    /// verdict.
     pub(crate) fn count(&mut self, content: &Content<'_>, outstanding: &Outstanding) -> bool {
         match content {
             Content::Packet { queue, id } => self.count_packet(*queue, *id),
@@ -98,7 +99,8 @@ impl Intake {
             }
             Content::Unknown => {
                 self.stats.unknown += 1;
-                // It may have been a refusal, cut off because kernels before 4.3 repeat the whole request.
+                // It may have been a refusal, cut off because kernels before 4.3 repeat the whole
+                // request.
                 outstanding.distrust();
                 return false;
             }
@@ -106,7 +108,8 @@ impl Intake {
         true
     }
 
-    /// The kernel reported that an answer of its could not be delivered. It may have been a refusal.
+    /// The kernel reported that an answer of its could not be delivered. It may have been a
+    /// refusal.
     pub(crate) fn count_overrun(&mut self, outstanding: &Outstanding) {
         self.stats.overruns += 1;
         outstanding.distrust();
@@ -127,8 +130,8 @@ impl Intake {
         }
     }
 
-    /// The kernel's answer to a verdict. Answers to configuration requests are awaited elsewhere; one that
-    /// comes late means nothing any more.
+    /// The kernel's answer to a verdict. Answers to configuration requests are awaited elsewhere;
+    /// one that comes late means nothing any more.
     fn count_ack(&mut self, ack: &Ack<'_>, outstanding: &Outstanding) {
         let cumulative = match ack.request_kind() {
             NFQNL_MSG_VERDICT => false,
@@ -146,7 +149,8 @@ impl Intake {
         if self.refusals.len() == REFUSALS_MAX {
             self.refusals.pop_front();
         }
-        // Verdict messages carry the packet id as their sequence number and the queue as their port id.
+        // Verdict messages carry the packet id as their sequence number and the queue as their port
+        // id.
         let queue = u16::try_from(ack.request_port()).unwrap_or_default();
         self.refusals.push_back(Refusal { queue, id: ack.request_sequence(), cumulative, errno });
     }

@@ -1,7 +1,7 @@
 //! Names of network interfaces, asked of the kernel where the queue is.
 //!
-//! One request (`RTM_GETLINK`) and one attribute of its answer are all that is needed of rtnetlink, which
-//! does not pay for a crate that knows the rest of it.
+//! One request (`RTM_GETLINK`) and one attribute of its answer are all that is needed of rtnetlink,
+//! which does not pay for a crate that knows the rest of it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,8 @@ use netfilterqueue_protocol::attribute::Attributes;
 use netfilterqueue_protocol::constants::NLM_F_REQUEST;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-/// A name is asked for again after this long: interfaces can be renamed, and their indexes used again.
+/// A name is asked for again after this long: interfaces can be renamed, and their indexes used
+/// again.
 const FRESH: Duration = Duration::from_secs(1);
 
 // linux/rtnetlink.h and linux/if_link.h
@@ -79,7 +80,8 @@ impl Interfaces {
         {
             return name.clone();
         }
-        // Without an answer there is no name for as long: where asking is forbidden it would cost each time.
+        // Without an answer there is no name for as long: where asking is forbidden it would cost
+        // each time.
         let name = socket.as_mut()?.ask(index);
         if names.len() >= NAMES_MAX {
             names.clear();

@@ -14,8 +14,8 @@ const IPV4_HEADER_LEN: usize = 20;
 /// Length of the IPv6 header without extension headers, in bytes.
 pub(crate) const IPV6_HEADER_LEN: usize = 40;
 
-/// A protocol number of the IP header (IPv4 `protocol`, IPv6 the last `next header`), as IANA assigns
-/// them. Any number can be given: `Protocol(47)` is GRE.
+/// A protocol number of the IP header (IPv4 `protocol`, IPv6 the last `next header`), as IANA
+/// assigns them. Any number can be given: `Protocol(47)` is GRE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Protocol(
     /// The number.
@@ -33,7 +33,8 @@ impl Protocol {
     pub const DCCP: Self = Self(33);
     /// Encapsulating Security Payload of `IPsec`: what follows is encrypted.
     pub const ESP: Self = Self(50);
-    /// Authentication Header of `IPsec`: what follows is readable, but sealed together with the addresses.
+    /// Authentication Header of `IPsec`: what follows is readable, but sealed together with the
+    /// addresses.
     pub const AH: Self = Self(51);
     /// ICMP for IPv6.
     pub const ICMPV6: Self = Self(58);
@@ -42,8 +43,8 @@ impl Protocol {
     /// UDP-Lite.
     pub const UDP_LITE: Self = Self(136);
 
-    /// The keyword that IANA has for it (`UDP`, `IPv6-ICMP`), or its description where there is none.
-    /// `None` for 141 to 254.
+    /// The keyword that IANA has for it (`UDP`, `IPv6-ICMP`), or its description where there is
+    /// none. `None` for 141 to 254.
     ///
     /// The names are those of python-netfilterqueue's `PROTOCOLS`.
     #[must_use]
@@ -79,12 +80,12 @@ pub(crate) struct Headers {
     pub(crate) destination: IpAddr,
     /// The source that checksums cover: the sender's home address if it names one (Mobile IPv6).
     pub(crate) checksum_source: IpAddr,
-    /// The destination that checksums cover: the last one of a route that is not used up. The type of
-    /// a routing header that hides it, else.
+    /// The destination that checksums cover: the last one of a route that is not used up. The type
+    /// of a routing header that hides it, else.
     pub(crate) checksum_destination: Result<IpAddr, u8>,
-    /// What follows the IP header and its extensions. AH and ESP end the walk, and so do the Mobility
-    /// Header, HIP and Shim6: the first two have nothing behind them, and behind Shim6 the checksum
-    /// covers addresses that the packet does not carry.
+    /// What follows the IP header and its extensions. AH and ESP end the walk, and so do the
+    /// Mobility Header, HIP and Shim6: the first two have nothing behind them, and behind Shim6 the
+    /// checksum covers addresses that the packet does not carry.
     pub(crate) protocol: Protocol,
     /// Where the header of `protocol` starts; beyond the end of a packet that was cut off.
     pub(crate) transport: usize,
@@ -114,7 +115,8 @@ pub(crate) enum Unreadable {
 }
 
 impl Headers {
-    /// Walks the headers of the packet that starts with `packet`. Its stated length is not looked at.
+    /// Walks the headers of the packet that starts with `packet`. Its stated length is not looked
+    /// at.
     pub(crate) fn read(packet: &[u8]) -> Result<Self, Unreadable> {
         match packet.first().map(|first| first >> 4) {
             Some(4) => Self::read_ipv4(packet).ok_or(Unreadable::Malformed("IPv4 header")),
@@ -213,7 +215,8 @@ impl Fragment {
 /// Where the transport header of a packet with this ethertype starts: the shortest payload that the
 /// kernel takes in its place. At most the payload's length; 0 for other protocols than IP.
 ///
-/// The kernel may put the border of an IPv6 packet earlier, among the extension headers, but never later.
+/// The kernel may put the border of an IPv6 packet earlier, among the extension headers, but never
+/// later.
 pub(crate) fn transport_offset(hw_protocol: u16, payload: &[u8]) -> usize {
     let offset = match hw_protocol {
         ETHERTYPE_IPV4 => payload.first().map_or(0, |&first| ipv4_header_len(first)),
@@ -226,11 +229,11 @@ pub(crate) fn transport_offset(hw_protocol: u16, payload: &[u8]) -> usize {
 }
 
 /// How many bytes follow the end that the IP header states: the padding of a short Ethernet frame,
-/// which the bridge family leaves in place. 0 if the header states no end within the payload, or is not
-/// IP.
+/// which the bridge family leaves in place. 0 if the header states no end within the payload, or is
+/// not IP.
 ///
-/// An IPv4 length of 0, or an IPv6 length of 0 with something to follow, states no end: the kernel writes
-/// that into packets beyond 64 KiB.
+/// An IPv4 length of 0, or an IPv6 length of 0 with something to follow, states no end: the kernel
+/// writes that into packets beyond 64 KiB.
 pub(crate) fn padding(payload: &[u8]) -> usize {
     let end = match (payload.first().map(|first| first >> 4), payload) {
         (Some(4), &[first, _, high, low, ..]) => {
@@ -290,8 +293,8 @@ fn source_route(mut options: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// The last destination of a routing header with segments left, or its type if that is one whose list
-/// cannot be read. `None` if it contradicts itself.
+/// The last destination of a routing header with segments left, or its type if that is one whose
+/// list cannot be read. `None` if it contradicts itself.
 fn final_segment(header: &[u8]) -> Option<Result<IpAddr, u8>> {
     const SOURCE_ROUTE: u8 = 0;
     const HOME_ADDRESS: u8 = 2;

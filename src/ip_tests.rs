@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// An IPv4 packet from 192.0.2.1 to 192.0.2.2 with lengths and checksums of 0. The options' length is a
-/// multiple of 4.
+/// An IPv4 packet from 192.0.2.1 to 192.0.2.2 with lengths and checksums of 0. The options' length
+/// is a multiple of 4.
 pub(crate) fn ipv4(protocol: u8, options: &[u8], rest: &[u8]) -> Vec<u8> {
     let first = 0x45 + u8::try_from(options.len() / 4).expect("a length that fits");
     let header = [first, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2];

@@ -12,7 +12,8 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::error::{Error, Operation};
 
-/// A network namespace: to bind queues and install rules elsewhere than in the calling thread's own.
+/// A network namespace: to bind queues and install rules elsewhere than in the calling thread's
+/// own.
 ///
 /// ```no_run
 /// use netfilterqueue::rules::{Hook, Rule, Rules};
@@ -68,15 +69,14 @@ impl Namespace {
         Self::open(format!("/proc/{process}/ns/net"))
     }
 
-    /// Runs `work` in the namespace, on a thread of its own that ends with it: the calling thread stays
-    /// where it is. What `work` opens there keeps belonging to that namespace.
+    /// Runs `work` in the namespace, on a thread of its own that ends with it: the calling thread
+    /// stays where it is. What `work` opens there keeps belonging to that namespace.
     ///
     /// # Errors
     ///
     /// [`Error::System`] if the namespace cannot be entered: that needs `CAP_SYS_ADMIN` in the user
-    /// namespace that owns it, and in the caller's (`PermissionDenied`); `InvalidInput` if it is no network
-    /// namespace.
-    /// Also if the system has no thread left.
+    /// namespace that owns it, and in the caller's (`PermissionDenied`); `InvalidInput` if it is no
+    /// network namespace. Also if the system has no thread left.
     ///
     /// # Panics
     ///

@@ -21,7 +21,8 @@ use crate::retained::RetainedPacket;
 use crate::slot::Slot;
 use crate::verdicts::L2Header;
 
-/// Proof that a packet was decided about. Only a consumed packet yields one, so neither of these compiles:
+/// Proof that a packet was decided about. Only a consumed packet yields one, so neither of these
+/// compiles:
 ///
 /// ```compile_fail,E0308
 /// # fn forgotten(queue: &mut netfilterqueue::Queue) {
@@ -43,10 +44,11 @@ pub struct Decided<'a> {
 
 /// A packet in a batch, borrowed from the receive buffer.
 ///
-/// It is consumed by its verdict. One that is dropped instead stays undecided: it is yielded again by the
-/// next iteration over its batch, and the commit gives it the queue's default verdict.
+/// It is consumed by its verdict. One that is dropped instead stays undecided: it is yielded again
+/// by the next iteration over its batch, and the commit gives it the queue's default verdict.
 ///
-/// It cannot outlive its batch, nor the batch's next receive; [`Packet::retain`] makes it independent:
+/// It cannot outlive its batch, nor the batch's next receive; [`Packet::retain`] makes it
+/// independent:
 ///
 /// ```compile_fail,E0499
 /// # use netfilterqueue::{Batch, Error, Queue};
@@ -78,8 +80,8 @@ impl<'a> Packet<'a> {
         self.verdict(Verdict::Accept)
     }
 
-    /// Gives the packet a verdict, with its mark and edits. The verdict leaves with the batch's commit. The
-    /// edits of a packet that is dropped are not sent.
+    /// Gives the packet a verdict, with its mark and edits. The verdict leaves with the batch's
+    /// commit. The edits of a packet that is dropped are not sent.
     ///
     /// The packet is consumed first, so what the verdict depends on must be known before:
     ///
@@ -97,28 +99,30 @@ impl<'a> Packet<'a> {
         Decided { packet: PhantomData }
     }
 
-    /// Takes the packet out of its batch to be judged later, by any thread. Copies it once, at its exact
-    /// size, which allocates.
+    /// Takes the packet out of its batch to be judged later, by any thread. Copies it once, at its
+    /// exact size, which allocates.
     ///
-    /// Its verdict leaves at once when it is given, so a packet that is retained and judged before its batch
-    /// is committed overtakes the rest of the batch.
+    /// Its verdict leaves at once when it is given, so a packet that is retained and judged before
+    /// its batch is committed overtakes the rest of the batch.
     #[must_use = "a retained packet that is dropped gets the queue's default verdict"]
     pub fn retain(self) -> (RetainedPacket, Decided<'a>) {
         let retained = RetainedPacket::new(Arc::clone(self.binding), self.slot.take(), self.buffer);
         (retained, Decided { packet: PhantomData })
     }
 
-    /// Replaces the packet's bytes, from the network header on, by others of any length up to 65,531.
+    /// Replaces the packet's bytes, from the network header on, by others of any length up to
+    /// 65,531.
     ///
     /// Lengths and checksums are set when the verdict is given; see [`EditMode`] and
-    /// [`checksum`](crate::checksum). What a transport protocol counts by bytes is not: a TCP segment of
-    /// another length shifts the sequence numbers of the rest of its stream, both ways. What the kernel may
-    /// not take back stands at [`Packet::payload_mut`].
+    /// [`checksum`](crate::checksum). What a transport protocol counts by bytes is not: a TCP
+    /// segment of another length shifts the sequence numbers of the rest of its stream, both ways.
+    /// What the kernel may not take back stands at [`Packet::payload_mut`].
     ///
     /// # Errors
     ///
-    /// As [`Packet::payload_mut`]; [`EditError::Empty`], [`EditError::TooShort`], [`EditError::TooLong`] and
-    /// [`EditError::ShorterSuperPacket`] for a payload that cannot be sent back.
+    /// As [`Packet::payload_mut`]; [`EditError::Empty`], [`EditError::TooShort`],
+    /// [`EditError::TooLong`] and [`EditError::ShorterSuperPacket`] for a payload that cannot be
+    /// sent back.
     pub fn set_payload(&mut self, payload: &[u8]) -> Result<(), EditError> {
         let room = self.buffer.len();
         let edit = self.slot.place_payload(self.buffer, room, payload, self.binding)?;
@@ -130,22 +134,23 @@ impl<'a> Packet<'a> {
     }
 
     /// Accepts the packet, with its changes, and with it all later packets of its flow, both
-    /// directions: they do not come up any more. The bits of [`FlowBypass::marks`] in the mark tell the kernel;
-    /// they do not stay there. What counts as a flow, and when one comes up again, is told in the module `rules`.
+    /// directions: they do not come up any more. The bits of [`FlowBypass::marks`] in the mark tell
+    /// the kernel; they do not stay there. What counts as a flow, and when one comes up again, is
+    /// told in the module `rules`.
     #[expect(clippy::must_use_candidate, reason = "only a closure needs the proof")]
     pub fn accept_flow(mut self, bypass: FlowBypass) -> Decided<'a> {
         self.set_mark(bypass.accepting(self.mark()));
         self.accept()
     }
 
-    /// Drops the packet and with it all later packets of its flow, both directions: they do not come up any
-    /// more. The kernel remembers that only of a flow of which some packet has been let through before: dropping
-    /// the first packet of a new flow drops that packet alone, and the next one comes up again. At the output
-    /// hook, a local sender of later packets gets `EPERM`.
+    /// Drops the packet and with it all later packets of its flow, both directions: they do not
+    /// come up any more. The kernel remembers that only of a flow of which some packet has been let
+    /// through before: dropping the first packet of a new flow drops that packet alone, and the
+    /// next one comes up again. At the output hook, a local sender of later packets gets `EPERM`.
     ///
-    /// The verdict is not a drop but an accept that the rules behind the queue turn into one. **Where they are
-    /// missing the packet passes**: `bypass` must be that of the rules which queued this packet, and they must
-    /// still be installed.
+    /// The verdict is not a drop but an accept that the rules behind the queue turn into one.
+    /// **Where they are missing the packet passes**: `bypass` must be that of the rules which
+    /// queued this packet, and they must still be installed.
     #[expect(clippy::must_use_candidate, reason = "only a closure needs the proof")]
     pub fn drop_flow(mut self, bypass: FlowBypass) -> Decided<'a> {
         self.set_mark(bypass.dropping(self.mark()));
@@ -166,7 +171,8 @@ impl fmt::Debug for Packet<'_> {
     }
 }
 
-/// One line a person can read: `17 UDP 10.0.0.1:53 → 10.0.0.2:4242 84 bytes, output to eth0, mark 0x7`.
+/// One line a person can read: `17 UDP 10.0.0.1:53 → 10.0.0.2:4242 84 bytes, output to eth0, mark
+/// 0x7`.
 impl fmt::Display for Packet<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name_of = |index| self.binding.interfaces().name(index);

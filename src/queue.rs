@@ -20,12 +20,13 @@ use crate::stop::StopHandle;
 /// One or several queue numbers that this program holds, and the socket their packets come through.
 ///
 /// Only one thread at a time receives (`&mut self`), because that keeps cumulative verdicts from
-/// reaching packets they are not meant for. Verdicts can be sent by any thread: batches and retained
-/// packets are `Send`.
+/// reaching packets they are not meant for. Verdicts can be sent by any thread: batches and
+/// retained packets are `Send`.
 ///
-/// With several numbers, each packet tells its own ([`Packet::queue`](crate::Packet::queue)); ids are per number. Settings,
-/// limits and statistics are the same for all. They share a receive buffer and a thread: for a thread per
-/// number, see [`QueueBuilder::bind_each`] and [`Queue::run_all`].
+/// With several numbers, each packet tells its own ([`Packet::queue`](crate::Packet::queue)); ids
+/// are per number. Settings, limits and statistics are the same for all. They share a receive
+/// buffer and a thread: for a thread per number, see [`QueueBuilder::bind_each`] and
+/// [`Queue::run_all`].
 ///
 /// Dropping it gives the numbers back; the kernel drops the packets that wait in them.
 /// [`Queue::close`] does the same and reports errors; [`Queue::drain`] judges them first.
@@ -122,8 +123,9 @@ impl Queue {
         StatsHandle::new(&self.binding)
     }
 
-    /// The kernel's own counters, of each of the queue's numbers. Since they come from another source, they
-    /// tell what this program cannot see, and show that what it sees is right. Since 3.17.
+    /// The kernel's own counters, of each of the queue's numbers. Since they come from another
+    /// source, they tell what this program cannot see, and show that what it sees is right. Since
+    /// 3.17.
     ///
     /// # Errors
     ///
@@ -133,16 +135,17 @@ impl Queue {
         self.binding.kernel_stats()
     }
 
-    /// The verdicts that the kernel refused since the last call, oldest first; at most the newest 256. The
-    /// kernel's answers are read along with packets, so a refusal shows up after a later receive.
+    /// The verdicts that the kernel refused since the last call, oldest first; at most the newest
+    /// 256. The kernel's answers are read along with packets, so a refusal shows up after a later
+    /// receive.
     pub fn take_refusals(&mut self) -> impl Iterator<Item = Refusal> {
         self.intake.take_refusals()
     }
 
-    /// When a program that does not block in [`Queue::recv`] should call it although no packet may have come:
-    /// when the next deadline of a retained packet passes
-    /// ([`RetainedPacket::set_deadline`](crate::RetainedPacket::set_deadline)), or a verdict that could not be
-    /// sent is to be tried again.
+    /// When a program that does not block in [`Queue::recv`] should call it although no packet may
+    /// have come: when the next deadline of a retained packet passes
+    /// ([`RetainedPacket::set_deadline`](crate::RetainedPacket::set_deadline)), or a verdict that
+    /// could not be sent is to be tried again.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         self.binding.deadlines().next().into_iter().chain(self.retry_at).min()
@@ -154,15 +157,15 @@ impl Queue {
         self.binding.outstanding().queues()
     }
 
-    /// What the kernel copies of packets, as it was last told. [`CopyMode::Packet`] with the range that it
-    /// has made of it: 1 to 65,531.
+    /// What the kernel copies of packets, as it was last told. [`CopyMode::Packet`] with the range
+    /// that it has made of it: 1 to 65,531.
     #[must_use]
     pub const fn copy_mode(&self) -> CopyMode {
         self.settings.copy_mode.effective()
     }
 
-    /// How many packets the kernel holds, as it was last told. (What newer kernels allow at most is said at
-    /// [`QueueBuilder::max_len`].)
+    /// How many packets the kernel holds, as it was last told. (What newer kernels allow at most is
+    /// said at [`QueueBuilder::max_len`].)
     #[must_use]
     pub const fn max_len(&self) -> u32 {
         self.settings.max_len
@@ -174,15 +177,17 @@ impl Queue {
         self.settings.flags
     }
 
-    /// The netlink port id of the queue's socket, which `/proc/net/netfilter/nfnetlink_queue` shows.
+    /// The netlink port id of the queue's socket, which `/proc/net/netfilter/nfnetlink_queue`
+    /// shows.
     #[must_use]
     pub fn port_id(&self) -> u32 {
         self.binding.socket().port()
     }
 
-    /// The size that the socket's receive buffer has reached, in bytes as the kernel counts them: twice
-    /// what was asked for, or less if the host's limit (`net.core.rmem_max`) did not allow it. A small
-    /// packet takes about 830 bytes of it, one of 1,400 bytes 2,300, one of 60 KB 71,000.
+    /// The size that the socket's receive buffer has reached, in bytes as the kernel counts them:
+    /// twice what was asked for, or less if the host's limit (`net.core.rmem_max`) did not allow
+    /// it. A small packet takes about 830 bytes of it, one of 1,400 bytes 2,300, one of 60 KB
+    /// 71,000.
     ///
     /// # Errors
     ///
@@ -196,20 +201,21 @@ impl Queue {
         self.nonblocking = nonblocking;
     }
 
-    /// Changes what is copied of packets that are queued from now on. Packets that arrive meanwhile are
-    /// kept for the next receive.
+    /// Changes what is copied of packets that are queued from now on. Packets that arrive meanwhile
+    /// are kept for the next receive.
     ///
     /// # Errors
     ///
-    /// [`Error::NoCapability`], [`Error::Refused`] or [`Error::AckTimeout`]. With several numbers, those
-    /// before the one that failed are changed.
+    /// [`Error::NoCapability`], [`Error::Refused`] or [`Error::AckTimeout`]. With several numbers,
+    /// those before the one that failed are changed.
     pub fn set_copy_mode(&mut self, copy_mode: CopyMode) -> Result<(), Error> {
         self.configure(|request| request.copy_mode = Some(copy_mode))?;
         self.settings.copy_mode = copy_mode;
         Ok(())
     }
 
-    /// Changes how many packets the kernel holds before it drops new ones (or accepts them, failing open).
+    /// Changes how many packets the kernel holds before it drops new ones (or accepts them, failing
+    /// open).
     ///
     /// # Errors
     ///
@@ -220,8 +226,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Sets and clears flags for packets that are queued from now on: those of the mask change, to what the
-    /// values say.
+    /// Sets and clears flags for packets that are queued from now on: those of the mask change, to
+    /// what the values say.
     ///
     /// # Errors
     ///
@@ -241,8 +247,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Gives the queue numbers back. The kernel drops the packets that wait in them; a verdict on one
-    /// of them fails with [`Error::Closed`] from now on.
+    /// Gives the queue numbers back. The kernel drops the packets that wait in them; a verdict on
+    /// one of them fails with [`Error::Closed`] from now on.
     ///
     /// # Errors
     ///
@@ -281,9 +287,9 @@ impl Drop for Queue {
     }
 }
 
-/// Readable when packets wait in the socket. Those that arrived while the queue was being configured do
-/// not show: after [`Queue::set_copy_mode`] and its like, receive until [`Error::WouldBlock`] before
-/// waiting.
+/// Readable when packets wait in the socket. Those that arrived while the queue was being
+/// configured do not show: after [`Queue::set_copy_mode`] and its like, receive until
+/// [`Error::WouldBlock`] before waiting.
 impl AsFd for Queue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.binding.socket().as_fd()

@@ -31,26 +31,28 @@ impl Patience {
 }
 
 impl Queue {
-    /// Receives packets into `batch`, as many as wait and fit, and returns how many. Blocks for the first
-    /// one only: usually one `poll`, then one `recvmmsg` per 64 packets. What the batch held before is
-    /// committed first.
+    /// Receives packets into `batch`, as many as wait and fit, and returns how many. Blocks for the
+    /// first one only: usually one `poll`, then one `recvmmsg` per 64 packets. What the batch held
+    /// before is committed first.
     ///
-    /// The kernel's refusals of verdicts come along with packets and take up slots of the batch, so that
-    /// fewer packets may be received than wait. Packets that cannot be read (see
-    /// [`Stats::truncated`](crate::Stats::truncated)) are counted and have their verdict, but iteration does not show them.
+    /// The kernel's refusals of verdicts come along with packets and take up slots of the batch, so
+    /// that fewer packets may be received than wait. Packets that cannot be read (see
+    /// [`Stats::truncated`](crate::Stats::truncated)) are counted and have their verdict, but
+    /// iteration does not show them.
     ///
     /// Signals do not end it, and neither does an overrun of the receive buffer, which is counted.
     ///
     /// # Errors
     ///
-    /// [`Error::Stopped`] after a [`StopHandle`](crate::StopHandle) was used, once. [`Error::WouldBlock`] in
-    /// non-blocking mode if no packet waits. [`Error::System`] if the socket fails, or an
-    /// earlier batch cannot be committed; then nothing is received.
+    /// [`Error::Stopped`] after a [`StopHandle`](crate::StopHandle) was used, once.
+    /// [`Error::WouldBlock`] in non-blocking mode if no packet waits. [`Error::System`] if the
+    /// socket fails, or an earlier batch cannot be committed; then nothing is received.
     pub fn recv(&mut self, batch: &mut Batch) -> Result<usize, Error> {
         self.receive_within(self.patience(), batch)
     }
 
-    /// As [`Queue::recv`], for no longer than `timeout`, to the millisecond; also in non-blocking mode.
+    /// As [`Queue::recv`], for no longer than `timeout`, to the millisecond; also in non-blocking
+    /// mode.
     ///
     /// # Errors
     ///
@@ -87,8 +89,8 @@ impl Queue {
             }
             let is_over = match patience {
                 Patience::None => self.drained,
-                // Asking comes first, also where there is no time to wait: a packet may have come. Behind
-                // answers that fill the batch it is not looked for when time is up.
+                // Asking comes first, also where there is no time to wait: a packet may have come.
+                // Behind answers that fill the batch it is not looked for when time is up.
                 Patience::Until(until) => (has_waited || !self.drained) && until <= Instant::now(),
                 Patience::Endless => false,
             };

@@ -23,15 +23,15 @@ use crate::verdicts::{Answer, Datagram, Form, L2Header};
 
 /// A packet that was taken out of its batch. Owned, `Send` and `Sync`; its verdict is sent at once.
 ///
-/// Dropped without a verdict, it gets the queue's default verdict; leaked ([`std::mem::forget`]), it waits
-/// until the queue is closed. While packets are retained, the queue
-/// sends one verdict message per packet instead of one per run of packets.
+/// Dropped without a verdict, it gets the queue's default verdict; leaked ([`std::mem::forget`]),
+/// it waits until the queue is closed. While packets are retained, the queue sends one verdict
+/// message per packet instead of one per run of packets.
 ///
 /// The kernel holds what is retained, and counts it against
-/// [`QueueBuilder::max_len`](crate::QueueBuilder::max_len): a program that retains more must raise that.
-/// Kernels since January 2026 (7.0, 6.19.4, 6.18.14, 6.12.75) hold 65,536 packets at most and drop what comes
-/// then, which shows as [`Stats::lost`](crate::Stats::lost). [`Stats::retained`](crate::Stats::retained) tells
-/// how many there are.
+/// [`QueueBuilder::max_len`](crate::QueueBuilder::max_len): a program that retains more must raise
+/// that. Kernels since January 2026 (7.0, 6.19.4, 6.18.14, 6.12.75) hold 65,536 packets at most and
+/// drop what comes then, which shows as [`Stats::lost`](crate::Stats::lost).
+/// [`Stats::retained`](crate::Stats::retained) tells how many there are.
 pub struct RetainedPacket {
     binding: Arc<Binding>,
     slot: Slot,
@@ -67,13 +67,14 @@ impl RetainedPacket {
         self.verdict(Verdict::Accept)
     }
 
-    /// Gives the packet a verdict, with its changes: one `sendmsg`. The edited bytes of a packet that is
-    /// dropped are not sent.
+    /// Gives the packet a verdict, with its changes: one `sendmsg`. The edited bytes of a packet
+    /// that is dropped are not sent.
     ///
     /// # Errors
     ///
-    /// [`NotSent`] gives the packet back: [`Error::Closed`] if its queue is closed, [`Error::Expired`] if its
-    /// deadline has passed, [`Error::System`] if the kernel could not take the message now.
+    /// [`NotSent`] gives the packet back: [`Error::Closed`] if its queue is closed,
+    /// [`Error::Expired`] if its deadline has passed, [`Error::System`] if the kernel could not
+    /// take the message now.
     #[expect(clippy::result_large_err, reason = "a failure gives the packet back")]
     pub fn verdict(mut self, verdict: Verdict) -> Result<(), NotSent> {
         self.slot.finish_edit(&mut self.buffer, verdict, &self.binding);
@@ -94,7 +95,8 @@ impl RetainedPacket {
         self.accept_marked(mark)
     }
 
-    /// As [`Packet::drop_flow`](crate::Packet::drop_flow), which tells what it relies on: one `sendmsg`.
+    /// As [`Packet::drop_flow`](crate::Packet::drop_flow), which tells what it relies on: one
+    /// `sendmsg`.
     ///
     /// # Errors
     ///
@@ -105,13 +107,15 @@ impl RetainedPacket {
         self.accept_marked(mark)
     }
 
-    /// Sets the time after which the packet gets the queue's default verdict, or takes it away. A verdict
-    /// that comes later fails with [`Error::Expired`].
+    /// Sets the time after which the packet gets the queue's default verdict, or takes it away. A
+    /// verdict that comes later fails with [`Error::Expired`].
     ///
-    /// The default verdict is given by the thread that receives on the queue; until it has been, another one
-    /// still counts. [`Queue::run`](crate::Queue::run) and a blocked [`Queue::recv`](crate::Queue::recv) wake
-    /// up for it, to the millisecond. A program with an event loop of its own finds the next deadline in
-    /// [`Queue::next_deadline`](crate::Queue::next_deadline). Of no effect once the deadline has passed.
+    /// The default verdict is given by the thread that receives on the queue; until it has been,
+    /// another one still counts. [`Queue::run`](crate::Queue::run) and a blocked
+    /// [`Queue::recv`](crate::Queue::recv) wake up for it, to the millisecond. A program with an
+    /// event loop of its own finds the next deadline in
+    /// [`Queue::next_deadline`](crate::Queue::next_deadline). Of no effect once the deadline has
+    /// passed.
     pub fn set_deadline(&mut self, at: Option<Instant>) {
         let has_passed = self.deadline.as_ref().is_some_and(|deadline| !deadline.claim.take());
         if !has_passed {
@@ -235,8 +239,8 @@ impl fmt::Display for RetainedPacket {
     }
 }
 
-/// The verdict on a retained packet could not be sent. Holds the packet, which can be judged again unless its
-/// queue is closed or its deadline has passed.
+/// The verdict on a retained packet could not be sent. Holds the packet, which can be judged again
+/// unless its queue is closed or its deadline has passed.
 #[derive(Debug, thiserror::Error)]
 #[error("the verdict on packet {} was not sent: {error}", packet.id())]
 pub struct NotSent {

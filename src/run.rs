@@ -18,20 +18,23 @@ use crate::stop::WakeUp;
 const GIVE_UP_AFTER: Duration = Duration::from_secs(2);
 
 impl Queue {
-    /// Judges packets until a [`StopHandle`](crate::StopHandle) is used: receives a batch, calls `judge` for each packet, and
-    /// sends the verdicts of the batch. In non-blocking mode, returns as soon as no packet waits.
+    /// Judges packets until a [`StopHandle`](crate::StopHandle) is used: receives a batch, calls
+    /// `judge` for each packet, and sends the verdicts of the batch. In non-blocking mode, returns
+    /// as soon as no packet waits.
     ///
-    /// `judge` cannot forget a packet: only [`Packet::accept`], [`Packet::verdict`] and their like yield the
-    /// [`Decided`] it must return. Write it in place or as a function: a closure that is first
-    /// bound to a name is not general enough (a `Box<dyn FnMut(Packet) -> Decided>` is), and neither is `Packet::accept` itself, which clippy may propose
-    /// for `|packet| packet.accept()`. Should it panic, the packets it has judged get their
-    /// verdicts, and the rest of the batch gets the default verdict.
+    /// `judge` cannot forget a packet: only [`Packet::accept`], [`Packet::verdict`] and their like
+    /// yield the [`Decided`] it must return. Write it in place or as a function: a closure that is
+    /// first bound to a name is not general enough (a `Box<dyn FnMut(Packet) -> Decided>` is), and
+    /// neither is `Packet::accept` itself, which clippy may propose for `|packet| packet.accept()`.
+    /// Should it panic, the packets it has judged get their verdicts, and the rest of the batch
+    /// gets the default verdict.
     ///
     /// # Errors
     ///
     /// Those of [`Queue::recv`] and of [`Batch::commit`], except [`Error::WouldBlock`], and
-    /// [`Error::Stopped`] only in non-blocking mode, where `Ok` says that no packet waits. Verdicts that could
-    /// not be sent are sent with the next receive, edited packets then with the default verdict.
+    /// [`Error::Stopped`] only in non-blocking mode, where `Ok` says that no packet waits. Verdicts
+    /// that could not be sent are sent with the next receive, edited packets then with the default
+    /// verdict.
     ///
     /// # Panics
     ///
@@ -74,9 +77,10 @@ impl Queue {
     }
 
     /// Judges the packets of several queues with a thread each, until one of them is stopped by its
-    /// [`StopHandle`](crate::StopHandle) or fails; then all of them end. Which queue a packet is of, it tells itself
-    /// ([`Packet::queue`]). All of them block, also those in non-blocking mode. The handle of one queue is
-    /// enough to stop all; a stop that comes when its queue has ended already is for the next run.
+    /// [`StopHandle`](crate::StopHandle) or fails; then all of them end. Which queue a packet is
+    /// of, it tells itself ([`Packet::queue`]). All of them block, also those in non-blocking mode.
+    /// The handle of one queue is enough to stop all; a stop that comes when its queue has ended
+    /// already is for the next run.
     ///
     /// ```no_run
     /// use netfilterqueue::Queue;
@@ -88,8 +92,8 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// As [`Queue::run`]: of several, that of the first in the slice. [`Error::System`] if the system has no
-    /// thread left.
+    /// As [`Queue::run`]: of several, that of the first in the slice. [`Error::System`] if the
+    /// system has no thread left.
     ///
     /// # Panics
     ///
@@ -139,18 +143,20 @@ impl Queue {
     /// Judges everything that is queued, and lets nothing new in: for an end without loss, before
     /// [`Queue::close`].
     ///
-    /// First the queue is closed to new packets, by a length of 0: the kernel drops them, or accepts them if
-    /// the queue fails open, until the queue is closed or [`Queue::set_max_len`] opens it again. Where that
-    /// matters, pause the rules that feed it before (`rules::InstalledRules::pause`); removing them would
-    /// make the kernel drop what waits.
+    /// First the queue is closed to new packets, by a length of 0: the kernel drops them, or
+    /// accepts them if the queue fails open, until the queue is closed or [`Queue::set_max_len`]
+    /// opens it again. Where that matters, pause the rules that feed it before
+    /// (`rules::InstalledRules::pause`); removing them would make the kernel drop what waits.
     ///
-    /// Packets that are retained stay queued: their verdicts are for whoever holds them. A [`StopHandle`](crate::StopHandle)
-    /// does not end it; often a queue is drained because it was told to stop.
+    /// Packets that are retained stay queued: their verdicts are for whoever holds them. A
+    /// [`StopHandle`](crate::StopHandle) does not end it; often a queue is drained because it was
+    /// told to stop.
     ///
     /// # Errors
     ///
-    /// As [`Queue::run`] and [`Queue::set_max_len`]. What was not judged is still queued then. [`Error::System`]
-    /// also if verdicts of an earlier batch still cannot be sent after two seconds.
+    /// As [`Queue::run`] and [`Queue::set_max_len`]. What was not judged is still queued then.
+    /// [`Error::System`] also if verdicts of an earlier batch still cannot be sent after two
+    /// seconds.
     ///
     /// # Panics
     ///
@@ -177,7 +183,8 @@ impl Queue {
     }
 }
 
-/// Ends the runs of queues that are run together. Apart from a stop, so that it is not taken for the program's.
+/// Ends the runs of queues that are run together. Apart from a stop, so that it is not taken for
+/// the program's.
 struct EndAll<'a>(&'a [Arc<WakeUp>]);
 
 impl Drop for EndAll<'_> {
@@ -186,8 +193,8 @@ impl Drop for EndAll<'_> {
     }
 }
 
-/// Makes queues that have run together ready for the next run. A stop of the program's that came together with
-/// an error or a panic is kept for it.
+/// Makes queues that have run together ready for the next run. A stop of the program's that came
+/// together with an error or a panic is kept for it.
 struct Over<'a> {
     wakes: &'a [Arc<WakeUp>],
     is_well: bool,

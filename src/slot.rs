@@ -14,16 +14,16 @@ use crate::error::EditError;
 use crate::socket::Received;
 use crate::verdicts::{Answer, Extras};
 
-/// Room for the longest message: 65,531 bytes of payload and everything else (about 250 bytes with a
-/// conntrack entry) with plenty to spare.
+/// Room for the longest message: 65,531 bytes of payload and everything else (about 250 bytes with
+/// a conntrack entry) with plenty to spare.
 pub(crate) const WHOLE_PACKET_LEN: usize = 65_536 + 4_096;
 
-/// Room for what must always be readable: a packet's id, and the kernel's answer to a request with its
-/// explanation.
+/// Room for what must always be readable: a packet's id, and the kernel's answer to a request with
+/// its explanation.
 const BUFFER_LEN_MIN: usize = 256;
 
-/// Distance between buffers beyond their length. Buffers a multiple of 4 KiB apart would all start in the
-/// same few sets of the processor's caches; three lines more spread them over all sets.
+/// Distance between buffers beyond their length. Buffers a multiple of 4 KiB apart would all start
+/// in the same few sets of the processor's caches; three lines more spread them over all sets.
 const STRIDE_EXTRA: usize = 192;
 
 /// What has been decided about the packet in a slot.
@@ -44,8 +44,8 @@ enum State {
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
     state: State,
-    /// Queue number and packet id; apart from the index because a message that cannot be parsed may still
-    /// have them.
+    /// Queue number and packet id; apart from the index because a message that cannot be parsed may
+    /// still have them.
     queue: u16,
     id: u32,
     pub(crate) index: PacketIndex,
@@ -63,8 +63,8 @@ pub(crate) struct Slot {
 pub(crate) enum Content<'a> {
     /// A packet, ready to be judged.
     Packet { queue: u16, id: u32 },
-    /// A packet message that was cut off or malformed, but whose packet can be answered: it gets the
-    /// verdict of undecided packets.
+    /// A packet message that was cut off or malformed, but whose packet can be answered: it gets
+    /// the verdict of undecided packets.
     Unreadable { queue: u16, id: u32, truncated: bool },
     /// The kernel's answer to a request.
     Ack(Ack<'a>),
@@ -130,8 +130,8 @@ impl Slot {
         Self { state: State::Empty, ..taken }
     }
 
-    /// The answer that the commit sends; `at` says where the slot is. An undecided packet gets `on_undecided`
-    /// and nothing else: half made changes stay here.
+    /// The answer that the commit sends; `at` says where the slot is. An undecided packet gets
+    /// `on_undecided` and nothing else: half made changes stay here.
     pub(crate) fn answer(&self, at: usize, on_undecided: Verdict) -> Option<Answer<'_>> {
         match self.state {
             State::Empty => None,
@@ -192,7 +192,8 @@ impl Slot {
         }
     }
 
-    /// Sets lengths and checksums of an edited packet, if that has not been done since it was last touched.
+    /// Sets lengths and checksums of an edited packet, if that has not been done since it was last
+    /// touched.
     pub(crate) fn complete(&mut self, buffer: &mut [u8]) -> Option<Completion> {
         let edit = self.edit.as_mut()?;
         let ethertype = self.index.view(buffer).hw_protocol();

@@ -44,8 +44,8 @@ const NOT_NETFILTER: &str = "the descriptor is not a NETLINK_NETFILTER socket";
 const KERNEL_PORT: u32 = 0;
 
 thread_local! {
-    /// The message headers of `recvmmsg`. They hold raw pointers, so they cannot move to another thread
-    /// with a batch, and are made once per thread instead.
+    /// The message headers of `recvmmsg`. They hold raw pointers, so they cannot move to another
+    /// thread with a batch, and are made once per thread instead.
     static HEADERS: RefCell<MultiHeaders<NetlinkAddr>> =
         RefCell::new(MultiHeaders::preallocate(RECEIVE_MAX, None));
 }
@@ -80,12 +80,14 @@ pub(crate) struct Socket {
     send_limit: usize,
 }
 
-/// Opens a socket for [`QueueBuilder::bind_on`](crate::QueueBuilder::bind_on) in the calling thread's network
-/// namespace, with the options that a queue needs and a receive buffer of 8 MiB: to be passed to another process over a Unix socket.
+/// Opens a socket for [`QueueBuilder::bind_on`](crate::QueueBuilder::bind_on) in the calling
+/// thread's network namespace, with the options that a queue needs and a receive buffer of 8 MiB:
+/// to be passed to another process over a Unix socket.
 ///
 /// # Errors
 ///
-/// [`Error::NoQueueSupport`] if the kernel has no nfnetlink, [`Error::System`] if it cannot be opened.
+/// [`Error::NoQueueSupport`] if the kernel has no nfnetlink, [`Error::System`] if it cannot be
+/// opened.
 pub fn open_socket() -> Result<OwnedFd, Error> {
     let socket = Socket::open()?;
     socket.set_receive_buffer(RECEIVE_BUFFER)?;
@@ -93,10 +95,11 @@ pub fn open_socket() -> Result<OwnedFd, Error> {
 }
 
 impl Socket {
-    /// Opens a socket and binds it to a port id of its own, in the calling thread's network namespace.
+    /// Opens a socket and binds it to a port id of its own, in the calling thread's network
+    /// namespace.
     ///
-    /// `NETLINK_NO_ENOBUFS` is set: without it one overrun makes the kernel drop everything until the
-    /// receive buffer is empty. `NETLINK_CAP_ACK` and `NETLINK_EXT_ACK` make refusals short and
+    /// `NETLINK_NO_ENOBUFS` is set: without it one overrun makes the kernel drop everything until
+    /// the receive buffer is empty. `NETLINK_CAP_ACK` and `NETLINK_EXT_ACK` make refusals short and
     /// explained; kernels before 4.3 and 4.12 lack them, which changes nothing but the text.
     pub(crate) fn open() -> Result<Self, Error> {
         let failed =
@@ -112,13 +115,14 @@ impl Socket {
         socket.set_no_enobufs(true).map_err(failed("setsockopt(NETLINK_NO_ENOBUFS)"))?;
         let _ = socket.set_cap_ack(true);
         let _ = socket.set_ext_ack(true);
-        // A duplicate is the same socket, and netlink-sys gives its own descriptor away to no safe code.
+        // A duplicate is the same socket, and netlink-sys gives its own descriptor away to no safe
+        // code.
         let fd = socket.as_fd().try_clone_to_owned().map_err(failed("fcntl(F_DUPFD)"))?;
         Self::adopt(fd)
     }
 
-    /// Takes over a socket that was opened elsewhere. Its options stay as they are; it gets a port id if it
-    /// has none.
+    /// Takes over a socket that was opened elsewhere. Its options stay as they are; it gets a port
+    /// id if it has none.
     pub(crate) fn adopt(fd: OwnedFd) -> Result<Self, Error> {
         let failed = |call| Error::system::<Errno>(Operation::Open, call);
         if SockRef::from(&fd).protocol().ok().flatten()
@@ -155,8 +159,9 @@ impl Socket {
             .map_err(Error::system(Operation::Open, "setsockopt(SO_RCVBUF)"))
     }
 
-    /// Gives a socket that was opened elsewhere a receive buffer of at least `bytes`, where that is permitted.
-    /// The host's limit does not hold for whoever opened it, and going by it could make the buffer smaller.
+    /// Gives a socket that was opened elsewhere a receive buffer of at least `bytes`, where that is
+    /// permitted. The host's limit does not hold for whoever opened it, and going by it could make
+    /// the buffer smaller.
     pub(crate) fn grow_receive_buffer(&self, bytes: usize) -> Result<(), Error> {
         let bytes = bytes.min(i32::MAX as usize);
         if self.receive_buffer()? / 2 < bytes {
@@ -238,8 +243,8 @@ impl Socket {
     /// Sends one datagram, gathered from `parts`, to the kernel: one `sendmsg`.
     ///
     /// The address is explicit: without one the kernel would also check the capability of whoever
-    /// opened the socket. When the kernel has no memory for it (`ENOBUFS`), it is sent again for up to 50
-    /// ms.
+    /// opened the socket. When the kernel has no memory for it (`ENOBUFS`), it is sent again for up
+    /// to 50 ms.
     pub(crate) fn send(&self, parts: &[IoSlice<'_>]) -> nix::Result<()> {
         let kernel = NetlinkAddr::new(KERNEL_PORT, 0);
         let mut retries = SEND_RETRIES;
@@ -257,8 +262,8 @@ impl Socket {
         }
     }
 
-    /// Waits until something can be received or `wake` is readable: one `poll`. Without `timeout`, for
-    /// as long as it takes.
+    /// Waits until something can be received or `wake` is readable: one `poll`. Without `timeout`,
+    /// for as long as it takes.
     pub(crate) fn wait(
         &self,
         wake: Option<&EventFd>,
@@ -267,7 +272,8 @@ impl Socket {
         let timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
             PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX)
         });
-        // Without a wake-up descriptor the socket stands in for it and the second answer is not read.
+        // Without a wake-up descriptor the socket stands in for it and the second answer is not
+        // read.
         let wake_fd = wake.map_or_else(|| self.fd.as_fd(), AsFd::as_fd);
         let mut fds = [
             PollFd::new(self.fd.as_fd(), PollFlags::POLLIN),

@@ -18,8 +18,8 @@ pub struct Stats {
     pub received: u64,
     /// Packets that the kernel counted and could not deliver, nearly always because the socket's
     /// receive buffer was full: gaps in the packet ids, which show when a later packet comes. The
-    /// kernel has dropped them, or accepted them if the queue fails open. Packets that found the *queue* full
-    /// have no id and do not show here: [`KernelStats::queue_dropped`] counts them.
+    /// kernel has dropped them, or accepted them if the queue fails open. Packets that found the
+    /// *queue* full have no id and do not show here: [`KernelStats::queue_dropped`] counts them.
     pub lost: u64,
     /// Packets longer than the batch's buffers. They got the default verdict.
     pub truncated: u64,
@@ -37,8 +37,8 @@ pub struct Stats {
     pub retained: u64,
     /// Retained packets whose deadline has passed. They got the default verdict.
     pub expired: u64,
-    /// Edited packets that left without a right transport checksum, because it cannot be computed: see
-    /// [`Completion`](crate::checksum::Completion). Packets in raw mode do not count.
+    /// Edited packets that left without a right transport checksum, because it cannot be computed:
+    /// see [`Completion`](crate::checksum::Completion). Packets in raw mode do not count.
     pub incomplete_edits: u64,
     /// Verdict messages about one packet.
     pub exact_verdicts: u64,
@@ -47,9 +47,9 @@ pub struct Stats {
     /// Verdicts that the kernel refused, as far as its answers have been received; see
     /// [`Queue::take_refusals`](crate::Queue::take_refusals). A cumulative one counts once.
     pub refused: u64,
-    /// Times that the kernel reported an answer of its as lost (`ENOBUFS`). Lost packets are not reported
-    /// this way, except on a socket from elsewhere without `NETLINK_NO_ENOBUFS`: they count as
-    /// [`Stats::lost`].
+    /// Times that the kernel reported an answer of its as lost (`ENOBUFS`). Lost packets are not
+    /// reported this way, except on a socket from elsewhere without `NETLINK_NO_ENOBUFS`: they
+    /// count as [`Stats::lost`].
     pub overruns: u64,
     /// System calls that received (`recvmmsg`).
     pub receive_calls: u64,
@@ -138,9 +138,9 @@ pub struct Refusal {
     pub cumulative: bool,
     /// The kernel's reason. `ENOENT` is normal: the packet was flushed, because a firewall rule set
     /// changed or a device went down. (A cumulative verdict is refused only if none of its packets
-    /// is left.) `EPERM`: the program has lost `CAP_NET_ADMIN`, and the packet still waits (for ever, as far
-    /// as this program goes); the
-    /// kernel says so once for a whole datagram, and names its first packet.
+    /// is left.) `EPERM`: the program has lost `CAP_NET_ADMIN`, and the packet still waits (for
+    /// ever, as far as this program goes); the kernel says so once for a whole datagram, and names
+    /// its first packet.
     pub errno: Errno,
 }
 
@@ -168,8 +168,8 @@ pub struct KernelStats {
 }
 
 impl KernelStats {
-    /// Reads the counters of `queue` in the *calling thread's* network namespace; `None` if nobody has
-    /// bound it there. Since 3.17.
+    /// Reads the counters of `queue` in the *calling thread's* network namespace; `None` if nobody
+    /// has bound it there. Since 3.17.
     ///
     /// # Errors
     ///

@@ -8,8 +8,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::error::{Error, Operation};
 
-/// Makes a queue's blocked receive return. May be cloned, sent to other threads and used after the queue
-/// is gone.
+/// Makes a queue's blocked receive return. May be cloned, sent to other threads and used after the
+/// queue is gone.
 #[derive(Debug, Clone)]
 pub struct StopHandle {
     wake: Arc<WakeUp>,
@@ -20,11 +20,12 @@ impl StopHandle {
         Self { wake }
     }
 
-    /// Makes the queue's [`run`](crate::Queue::run) return, or its next [`recv`](crate::Queue::recv) fail
-    /// with [`Error::Stopped`], once. A batch in progress is finished first.
+    /// Makes the queue's [`run`](crate::Queue::run) return, or its next
+    /// [`recv`](crate::Queue::recv) fail with [`Error::Stopped`], once. A batch in progress is
+    /// finished first.
     ///
-    /// It stores a flag and writes to an eventfd, both of which are safe in a signal handler (which should
-    /// preserve `errno`, as always).
+    /// It stores a flag and writes to an eventfd, both of which are safe in a signal handler (which
+    /// should preserve `errno`, as always).
     pub fn stop(&self) {
         self.wake.stop_requested.store(true, Ordering::SeqCst);
         self.wake.wake();
@@ -32,8 +33,8 @@ impl StopHandle {
 }
 
 /// For event loops that wait for the queue's descriptor themselves: wait for this one too, and call
-/// [`Queue::recv`](crate::Queue::recv) when either is readable. It becomes readable when the queue is told to
-/// stop, and when it has something else to do that packets do not announce.
+/// [`Queue::recv`](crate::Queue::recv) when either is readable. It becomes readable when the queue
+/// is told to stop, and when it has something else to do that packets do not announce.
 impl AsFd for StopHandle {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.wake.event.as_fd()
@@ -55,8 +56,8 @@ pub(crate) struct WakeUp {
     stop_taken: AtomicBool,
     /// Whether the queues that run together with this one have ended.
     is_ending: AtomicBool,
-    /// How many writes to the event are not read yet, or just about to be made: while there are none, it need
-    /// not be asked.
+    /// How many writes to the event are not read yet, or just about to be made: while there are
+    /// none, it need not be asked.
     announced: AtomicU64,
     event: EventFd,
 }
@@ -73,8 +74,8 @@ impl WakeUp {
 
     /// Ends the queue's present wait, or its next one.
     pub(crate) fn wake(&self) {
-        // Not after it: whoever is woken by the event must know that it is to be read, or would be woken by it
-        // again and again.
+        // Not after it: whoever is woken by the event must know that it is to be read, or would be
+        // woken by it again and again.
         self.announced.fetch_add(1, Ordering::SeqCst);
         // It fails only if the counter is full, and then the queue is awake anyway.
         let _ = self.event.write(1);
@@ -85,15 +86,16 @@ impl WakeUp {
         &self.event
     }
 
-    /// To be called before looking at what there is to do: so that what comes in between ends the next wait.
+    /// To be called before looking at what there is to do: so that what comes in between ends the
+    /// next wait.
     pub(crate) fn reset(&self) {
         if self.announced.load(Ordering::SeqCst) > 0 {
             self.clear();
         }
     }
 
-    /// As [`WakeUp::reset`], where the event is known to be readable. A process that was forked off may have
-    /// written to it, and has announced that to itself only.
+    /// As [`WakeUp::reset`], where the event is known to be readable. A process that was forked off
+    /// may have written to it, and has announced that to itself only.
     pub(crate) fn clear(&self) {
         if let Ok(writes) = self.event.read() {
             let without = |announced: u64| Some(announced.saturating_sub(writes));
@@ -113,8 +115,8 @@ impl WakeUp {
         self.wake();
     }
 
-    /// Asks again for a stop that has ended the present run, if one has: the run ends with something else to
-    /// tell.
+    /// Asks again for a stop that has ended the present run, if one has: the run ends with
+    /// something else to tell.
     pub(crate) fn put_stop_back(&self) {
         if self.stop_taken.swap(false, Ordering::SeqCst) {
             self.stop_requested.store(true, Ordering::SeqCst);
@@ -122,7 +124,8 @@ impl WakeUp {
         }
     }
 
-    /// Whether the queue's run is to end, by a stop since the last call or because others have ended.
+    /// Whether the queue's run is to end, by a stop since the last call or because others have
+    /// ended.
     pub(crate) fn take_stop(&self) -> bool {
         if self.stop_requested.swap(false, Ordering::SeqCst) {
             self.stop_taken.store(true, Ordering::SeqCst);

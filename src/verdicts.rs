@@ -1,20 +1,21 @@
 //! The verdict policy, without I/O: which packets are unanswered, which may be answered by a
 //! cumulative verdict, and what goes into one datagram.
 //!
-//! The kernel applies a cumulative verdict (`NFQNL_MSG_VERDICT_BATCH`) to *every* packet of the queue up
-//! to an id, retained ones included. It is therefore used only while every unanswered packet is part
-//! of the very commit that sends it. Packets that nobody has received yet have higher ids and are out
-//! of its reach, provided that packets are counted as received before anyone can judge later
-//! ones: that is why only one thread at a time receives on a queue (`Queue::recv` takes `&mut
-//! self`). Answered packets are taken off the count after the send; until then the count is too high, which
-//! only forces exact verdicts.
+//! The kernel applies a cumulative verdict (`NFQNL_MSG_VERDICT_BATCH`) to *every* packet of the
+//! queue up to an id, retained ones included. It is therefore used only while every unanswered
+//! packet is part of the very commit that sends it. Packets that nobody has received yet have
+//! higher ids and are out of its reach, provided that packets are counted as received before anyone
+//! can judge later ones: that is why only one thread at a time receives on a queue (`Queue::recv`
+//! takes `&mut self`). Answered packets are taken off the count after the send; until then the
+//! count is too high, which only forces exact verdicts.
 //!
-//! A verdict can also be refused after it counted as sent, and its packet then still waits: `EPERM`, when
-//! the sending thread lacks the capability. The refusal lies in the socket, behind packets that nobody has
-//! received yet, and is lost if there is no room for it. So cumulative verdicts are sent only while all
-//! verdicts of the queue come from one thread, which keeps a thread with the capability from judging the
-//! packets of one without; and after a refusal was read, not at all. What remains is a thread that loses
-//! the capability and regains it between two commits.
+//! A verdict can also be refused after it counted as sent, and its packet then still waits:
+//! `EPERM`, when the sending thread lacks the capability. The refusal lies in the socket, behind
+//! packets that nobody has received yet, and is lost if there is no room for it. So cumulative
+//! verdicts are sent only while all verdicts of the queue come from one thread, which keeps a
+//! thread with the capability from judging the packets of one without; and after a refusal was
+//! read, not at all. What remains is a thread that loses the capability and regains it between two
+//! commits.
 
 use std::iter::Peekable;
 use std::sync::OnceLock;
@@ -30,15 +31,15 @@ use netfilterqueue_protocol::verdict::{Verdict, VerdictBatchMessage, VerdictMess
 /// Most payloads that one datagram carries, so that its parts fit in an array on the stack.
 pub(crate) const PAYLOADS_MAX: usize = 64;
 
-/// The longest message without its payload and its [`Extras`]: both headers, verdict, mark, priority and
-/// the payload's attribute header.
+/// The longest message without its payload and its [`Extras`]: both headers, verdict, mark,
+/// priority and the payload's attribute header.
 const HEAD_MAX: usize = 20 + 12 + 8 + 8 + attribute::HEADER_LEN;
 
 /// The longest message without its payload.
 pub(crate) const HEAD_AND_EXTRAS_MAX: usize = HEAD_MAX + Extras::ENCODED_MAX;
 
-/// How many packets were received and not answered yet, over all batches and retained packets. Per queue:
-/// packet ids and cumulative verdicts are.
+/// How many packets were received and not answered yet, over all batches and retained packets. Per
+/// queue: packet ids and cumulative verdicts are.
 #[derive(Debug)]
 pub(crate) struct Outstanding {
     /// In the order of the queue numbers.
@@ -74,8 +75,8 @@ impl Outstanding {
         }
     }
 
-    /// The form that a commit of `unanswered` packets of a queue by this thread may use: cumulative if they
-    /// are all there are and no verdict before them can have been refused.
+    /// The form that a commit of `unanswered` packets of a queue by this thread may use: cumulative
+    /// if they are all there are and no verdict before them can have been refused.
     pub(crate) fn form(&self, queue: u16, unanswered: u64) -> Form {
         // The count first: whoever lowered it had forbidden cumulative verdicts before, if need be.
         let are_all =
@@ -95,8 +96,8 @@ impl Outstanding {
         }
     }
 
-    /// Forbids cumulative verdicts for good: packets that count as answered may still be queued and must not
-    /// get another packet's verdict.
+    /// Forbids cumulative verdicts for good: packets that count as answered may still be queued and
+    /// must not get another packet's verdict.
     pub(crate) fn distrust(&self) {
         self.exact_only.store(true, Ordering::SeqCst);
     }
@@ -165,7 +166,8 @@ impl L2Header {
 }
 
 impl Extras {
-    /// A nest with both halves of a VLAN tag, a link-layer header, a conntrack change with all its parts.
+    /// A nest with both halves of a VLAN tag, a link-layer header, a conntrack change with all its
+    /// parts.
     const ENCODED_MAX: usize = (4 + 8 + 8)
         + (attribute::HEADER_LEN + L2Header::LEN_MAX)
         + ConntrackChange::ENCODED_LEN_MAX;
@@ -257,8 +259,8 @@ pub(crate) struct Gap {
     pub(crate) slot: usize,
 }
 
-/// One datagram of verdict messages, without the payloads, which are gathered from where they are. Its
-/// buffers are used again by each [`Datagram::fill`].
+/// One datagram of verdict messages, without the payloads, which are gathered from where they are.
+/// Its buffers are used again by each [`Datagram::fill`].
 #[derive(Debug, Default)]
 pub(crate) struct Datagram {
     heads: Vec<u8>,
@@ -270,8 +272,8 @@ pub(crate) struct Datagram {
 }
 
 impl Datagram {
-    /// Writes as many of `answers` as fit in `limit` bytes, at least one. The answers of a queue must come
-    /// together and in the order of their ids.
+    /// Writes as many of `answers` as fit in `limit` bytes, at least one. The answers of a queue
+    /// must come together and in the order of their ids.
     ///
     /// The messages work in order: an exact verdict takes its packet off the queue before a later
     /// cumulative one passes over its id.

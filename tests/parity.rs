@@ -1,4 +1,5 @@
-//! What the tests of other libraries expect of theirs, expected of this one: a module for each of them.
+//! What the tests of other libraries expect of theirs, expected of this one: a module for each of
+//! them.
 //!
 //! They run against the kernel as the `live` ones do, from which they have their harness.
 

@@ -18,7 +18,8 @@ const PACKETS_MAX: u16 = 10_000;
 const COST: usize = 1000;
 /// So many that each gets no more datagrams than a socket holds by default, about 250.
 const RECEIVERS: usize = 64;
-/// The loopback device holds 1,000 packets between sending and receiving; longer bursts may lose some.
+/// The loopback device holds 1,000 packets between sending and receiving; longer bursts may lose
+/// some.
 const BURST: usize = 500;
 const BETWEEN_BURSTS: Duration = Duration::from_millis(1);
 

@@ -4,9 +4,9 @@
 //! cargo run --release --example demo
 //! ```
 //!
-//! It needs no firewall tool and changes nothing on the host: it moves into a network namespace of its
-//! own, as root or, where the host permits user namespaces, as an ordinary user. The exit code is 0 if
-//! every packet ended up as was decided, else 1.
+//! It needs no firewall tool and changes nothing on the host: it moves into a network namespace of
+//! its own, as root or, where the host permits user namespaces, as an ordinary user. The exit code
+//! is 0 if every packet ended up as was decided, else 1.
 //!
 //! - `judge` decides about packets: the part that a program of yours would have.
 //! - `backlog` measures how many system calls it takes when packets have piled up.
@@ -44,7 +44,8 @@ fn main() -> ExitCode {
 }
 
 fn demo() -> Result<Findings, Box<dyn Error>> {
-    // First of all, because only a process with a single thread can become root in a user namespace.
+    // First of all, because only a process with a single thread can become root in a user
+    // namespace.
     netfilterqueue_netns::enter_private()?;
     let mut findings = Findings::default();
     let terminal = Terminal::detect();

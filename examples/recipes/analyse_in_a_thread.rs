@@ -10,8 +10,8 @@ pub fn analyse_in_a_thread(number: u16) -> Result<(), Error> {
     queue.run(|packet| hand_over(packet, &work))
 }
 
-/// Leaves large packets to the thread and accepts the others. Should the thread have ended, the packet
-/// comes back with the error, is dropped here, and so gets the queue's default verdict.
+/// Leaves large packets to the thread and accepts the others. Should the thread have ended, the
+/// packet comes back with the error, is dropped here, and so gets the queue's default verdict.
 pub fn hand_over<'p>(packet: Packet<'p>, work: &Sender<RetainedPacket>) -> Decided<'p> {
     if packet.payload().len() < 100 {
         return packet.accept();

@@ -11,7 +11,8 @@ pub fn flow_bypass(number: u16) -> Result<(), Error> {
     queue.run(|packet| decide(packet, flows))
 }
 
-/// Looks at a flow until it knows. What comes later of a flow that is decided about does not come up.
+/// Looks at a flow until it knows. What comes later of a flow that is decided about does not come
+/// up.
 pub fn decide(packet: Packet<'_>, flows: FlowBypass) -> Decided<'_> {
     let payload = packet.payload();
     if payload.ends_with(b"forbidden") {

@@ -1,6 +1,6 @@
 //! The recipes of the crate's documentation (`netfilterqueue::docs::recipes`), to be run by name:
-//! `cargo run --example recipes -- mark_by_port 1`. As root; those that bring no rule along need one that
-//! sends packets to the queue:
+//! `cargo run --example recipes -- mark_by_port 1`. As root; those that bring no rule along need
+//! one that sends packets to the queue:
 //!
 //! ```text
 //! iptables -I INPUT -j NFQUEUE --queue-num 1 --queue-bypass

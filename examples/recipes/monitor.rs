@@ -19,9 +19,9 @@ pub fn monitor(number: u16) -> Result<(), Error> {
     queue.run(|packet| packet.accept())
 }
 
-/// What should be watched: `lost` that grows means a receive buffer that is too small or a program that is
-/// too slow, `held` that grows means packets without a verdict. Packets that found the queue itself full are
-/// known to the kernel only.
+/// What should be watched: `lost` that grows means a receive buffer that is too small or a program
+/// that is too slow, `held` that grows means packets without a verdict. Packets that found the
+/// queue itself full are known to the kernel only.
 pub fn line(stats: &Stats) -> String {
     format!(
         "received {} lost {} held {} refused {} expired {} system calls {}",

@@ -6,8 +6,8 @@ use netfilterqueue::{Batch, Decided, Error as QueueError, Packet, Queue, StopHan
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Judges the packets of several queues in one thread until one of them is told to stop. A program waits
-/// for its other descriptors in the same place.
+/// Judges the packets of several queues in one thread until one of them is told to stop. A program
+/// waits for its other descriptors in the same place.
 pub fn select_loop<F>(queues: &mut [Queue], mut judge: F) -> Result<(), Box<dyn Error>>
 where
     F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
@@ -33,7 +33,8 @@ where
     }
 }
 
-/// Returns when a packet waits, a queue is told to stop, or the deadline of a retained packet passes.
+/// Returns when a packet waits, a queue is told to stop, or the deadline of a retained packet
+/// passes.
 fn wait(queues: &[Queue], stops: &[StopHandle]) -> Result<(), Errno> {
     let queue_fds = queues.iter().map(AsFd::as_fd);
     let fds = queue_fds.chain(stops.iter().map(AsFd::as_fd));

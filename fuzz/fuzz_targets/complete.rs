@@ -1,4 +1,5 @@
-//! Completing any bytes as an IP packet: no panic, no other length, and nothing left to do the second time.
+//! Completing any bytes as an IP packet: no panic, no other length, and nothing left to do the
+//! second time.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

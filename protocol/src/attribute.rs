@@ -4,7 +4,8 @@
 //! u16 length, header included | u16 type, two flag bits on top | value | padding to 4 bytes
 //! ```
 //!
-//! The header is in host byte order, integers in values of this subsystem are in network byte order.
+//! The header is in host byte order, integers in values of this subsystem are in network byte
+//! order.
 
 use byteorder::{BigEndian, ByteOrder, NativeEndian};
 
@@ -125,8 +126,8 @@ impl<'a> Attributes<'a> {
         Self { rest: bytes, offset }
     }
 
-    /// The last attribute with this number, which is the one that the kernel's own parser takes when
-    /// one occurs twice. Attributes after a malformed one are not seen.
+    /// The last attribute with this number, which is the one that the kernel's own parser takes
+    /// when one occurs twice. Attributes after a malformed one are not seen.
     #[must_use]
     pub fn last_of(self, kind: u16) -> Option<Attribute<'a>> {
         self.map_while(Result::ok).filter(|attribute| attribute.kind() == kind).last()

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// Writes the names of the bits that are set, joined by `|`, and those without a name as one number.
+/// Writes the names of the bits that are set, joined by `|`, and those without a name as one
+/// number.
 pub(crate) fn write_names(
     f: &mut fmt::Formatter<'_>,
     bits: u32,

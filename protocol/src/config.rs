@@ -1,8 +1,8 @@
 //! `NFQNL_MSG_CONFIG`: taking a queue number and setting the queue up.
 //!
-//! The kernel works through one message in a fixed order (flags checked, owner checked, command, copy
-//! parameters, length, flags) and makes no queue if a flag is unknown to it. One message that carries
-//! everything therefore leaves no moment in which the queue exists half configured.
+//! The kernel works through one message in a fixed order (flags checked, owner checked, command,
+//! copy parameters, length, flags) and makes no queue if a flag is unknown to it. One message that
+//! carries everything therefore leaves no moment in which the queue exists half configured.
 
 use byteorder::{BigEndian, ByteOrder};
 
@@ -21,8 +21,9 @@ pub enum Command {
     /// Give the number back. The kernel drops what waits in the queue and ignores the rest of the
     /// message.
     Unbind,
-    /// Does nothing since 3.8 and needs the same capability as everything else: answered with success
-    /// or `EPERM`, it tells whether the sender has it. The kernel ignores the rest of the message.
+    /// Does nothing since 3.8 and needs the same capability as everything else: answered with
+    /// success or `EPERM`, it tells whether the sender has it. The kernel ignores the rest of the
+    /// message.
     PfBind,
     /// As [`Command::PfBind`].
     PfUnbind,
@@ -59,8 +60,8 @@ impl Command {
 pub enum CopyMode {
     /// Attributes only, no bytes of the packet (`NFQNL_COPY_META`).
     Meta,
-    /// Attributes and the packet's first `range` bytes (`NFQNL_COPY_PACKET`). 0 and everything above
-    /// 65,531 means 65,531, the most that fits in an attribute.
+    /// Attributes and the packet's first `range` bytes (`NFQNL_COPY_PACKET`). 0 and everything
+    /// above 65,531 means 65,531, the most that fits in an attribute.
     Packet {
         /// Bytes to copy from the network header on.
         range: u32,
@@ -102,7 +103,8 @@ impl CopyMode {
 pub struct ConfigFlags(pub u32);
 
 impl ConfigFlags {
-    /// Packets that do not fit in the queue or the socket are accepted instead of dropped. Since 3.6.
+    /// Packets that do not fit in the queue or the socket are accepted instead of dropped. Since
+    /// 3.6.
     pub const FAIL_OPEN: Self = Self(NFQA_CFG_F_FAIL_OPEN);
     /// The conntrack entry comes with each packet. Since 3.6.
     pub const CONNTRACK: Self = Self(NFQA_CFG_F_CONNTRACK);
@@ -138,11 +140,11 @@ pub struct ConfigMessage {
     pub command: Option<Command>,
     /// What to copy of each packet. The kernel's default after binding would drop every packet.
     pub copy_mode: Option<CopyMode>,
-    /// Most packets the kernel holds before it drops (or, failing open, accepts) new ones. The kernel's
-    /// default is 1,024.
+    /// Most packets the kernel holds before it drops (or, failing open, accepts) new ones. The
+    /// kernel's default is 1,024.
     pub max_len: Option<u32>,
-    /// Flags to change (`NFQA_CFG_MASK`) and their new values (`NFQA_CFG_FLAGS`); values outside the
-    /// mask are ignored.
+    /// Flags to change (`NFQA_CFG_MASK`) and their new values (`NFQA_CFG_FLAGS`); values outside
+    /// the mask are ignored.
     pub flags: Option<FlagChange>,
 }
 
@@ -219,8 +221,8 @@ impl ConfigMessage {
     ///
     /// # Errors
     ///
-    /// [`ParseError`] says what is malformed and where; [`ParseError::Value`] for an unknown command or
-    /// copy mode, `NFQNL_COPY_NONE` included.
+    /// [`ParseError`] says what is malformed and where; [`ParseError::Value`] for an unknown
+    /// command or copy mode, `NFQNL_COPY_NONE` included.
     pub fn parse(message: Message<'_>) -> Result<Self, ParseError> {
         if message.kind() != NFQNL_MSG_CONFIG {
             return Err(ParseError::MessageType {

@@ -12,8 +12,8 @@ pub use netlink_packet_core::{
 
 /// Attribute flag: the value is itself a list of attributes.
 pub const NLA_F_NESTED: u16 = 1 << 15;
-/// Attribute flag: the value is in network byte order. `nfnetlink_queue` never sets it, although its
-/// values are.
+/// Attribute flag: the value is in network byte order. `nfnetlink_queue` never sets it, although
+/// its values are.
 pub const NLA_F_NET_BYTEORDER: u16 = 1 << 14;
 /// The attribute's number: what remains without the two flags.
 pub const NLA_TYPE_MASK: u16 = !(NLA_F_NESTED | NLA_F_NET_BYTEORDER);
@@ -124,7 +124,8 @@ pub const NFQNL_CFG_CMD_NONE: u8 = 0;
 pub const NFQNL_CFG_CMD_BIND: u8 = 1;
 /// Give a queue number back; the kernel drops what still waits in the queue.
 pub const NFQNL_CFG_CMD_UNBIND: u8 = 2;
-/// Needed before 3.8 only; today it does nothing, and so tells whether the sender has the capability.
+/// Needed before 3.8 only; today it does nothing, and so tells whether the sender has the
+/// capability.
 pub const NFQNL_CFG_CMD_PF_BIND: u8 = 3;
 /// Needed before 3.8 only; today it does nothing.
 pub const NFQNL_CFG_CMD_PF_UNBIND: u8 = 4;
@@ -193,8 +194,8 @@ pub const NFPROTO_BRIDGE: u8 = 7;
 /// IPv6.
 pub const NFPROTO_IPV6: u8 = 10;
 
-// netfilter/nfnetlink_conntrack.h: enum ctattr_type, the attributes inside NFQA_CT. The kernel sends and
-// takes only some of them with packets.
+// netfilter/nfnetlink_conntrack.h: enum ctattr_type, the attributes inside NFQA_CT. The kernel
+// sends and takes only some of them with packets.
 
 /// The flow as its first packet had it: nested `CTA_TUPLE_*`.
 pub const CTA_TUPLE_ORIG: u16 = 1;

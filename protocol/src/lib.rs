@@ -18,12 +18,12 @@
 //! └─────────────────┴─────────────────┴───────────────┴───────┴─────┴───────────────┴ …
 //! ```
 //!
-//! **Contract of the views.** Parsing checks every length once. After that no accessor panics, whatever
-//! the bytes; what is absent is `None`. Nothing is copied and nothing is allocated. Unknown attributes
-//! are data: they are kept and found by number.
+//! **Contract of the views.** Parsing checks every length once. After that no accessor panics,
+//! whatever the bytes; what is absent is `None`. Nothing is copied and nothing is allocated.
+//! Unknown attributes are data: they are kept and found by number.
 //!
-//! **Contract of the encoders.** They append to a buffer of the caller's, write every byte of what they
-//! append, and patch their own lengths.
+//! **Contract of the encoders.** They append to a buffer of the caller's, write every byte of what
+//! they append, and patch their own lengths.
 //!
 //! ```
 //! use netfilterqueue_protocol::message::Message;

@@ -177,7 +177,8 @@ impl Nfgenmsg {
         Self { family: 0, version: NFNETLINK_V0, res_id: queue }
     }
 
-    /// Reads the header at the start of a message's body and returns it with the attributes after it.
+    /// Reads the header at the start of a message's body and returns it with the attributes after
+    /// it.
     ///
     /// # Errors
     ///
@@ -259,8 +260,8 @@ impl<'a> Ack<'a> {
     ///
     /// # Errors
     ///
-    /// [`ParseError::MessageType`] if the message is something else, [`ParseError::Truncated`] if it
-    /// is too short for `struct nlmsgerr`.
+    /// [`ParseError::MessageType`] if the message is something else, [`ParseError::Truncated`] if
+    /// it is too short for `struct nlmsgerr`.
     pub fn parse(message: Message<'a>) -> Result<Self, ParseError> {
         if message.kind() != NLMSG_ERROR {
             return Err(ParseError::MessageType { expected: NLMSG_ERROR, found: message.kind() });
@@ -325,8 +326,9 @@ impl<'a> Ack<'a> {
         self.echo
     }
 
-    /// The kernel's explanation. `None` unless the socket has `NETLINK_EXT_ACK` (since 4.12) and the
-    /// kernel gave one; it does so for malformed attributes, not for `EPERM`, `EBUSY` or `ENOENT`.
+    /// The kernel's explanation. `None` unless the socket has `NETLINK_EXT_ACK` (since 4.12) and
+    /// the kernel gave one; it does so for malformed attributes, not for `EPERM`, `EBUSY` or
+    /// `ENOENT`.
     #[must_use]
     pub fn text(&self) -> Option<&'a str> {
         let text = Attributes::new(self.extended).last_of(NLMSGERR_ATTR_MSG)?.value();

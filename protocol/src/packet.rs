@@ -1,7 +1,7 @@
 //! `NFQNL_MSG_PACKET`: a queued packet, as the kernel hands it over.
 //!
-//! [`PacketMessage::parse`] walks the attributes once and checks that each is whole and as long as its
-//! type. After that no accessor can fail or panic: an attribute that the kernel did not send is
+//! [`PacketMessage::parse`] walks the attributes once and checks that each is whole and as long as
+//! its type. After that no accessor can fail or panic: an attribute that the kernel did not send is
 //! `None`. The bytes stay where they were received.
 //!
 //! Attributes may come in any order. Where one occurs twice the last one counts, as in the kernel's
@@ -17,7 +17,8 @@ use crate::constants::*;
 use crate::error::ParseError;
 use crate::message::{ATTRIBUTES_OFFSET, Message, NLMSG_HEADER_LEN, Nfgenmsg};
 
-/// Shortest value that the kernel's type of each attribute allows, by number; 0 where any length is.
+/// Shortest value that the kernel's type of each attribute allows, by number; 0 where any length
+/// is.
 const MIN_VALUE_LEN: [usize; 23] = {
     let mut min = [0; 23];
     min[NFQA_PACKET_HDR as usize] = 7;
@@ -243,8 +244,8 @@ impl<'a> PacketMessage<'a> {
         self.index.hook
     }
 
-    /// The link protocol (ethertype) in host order: 0x0800 or 0x86dd from IP hooks, the frame's own in
-    /// the bridge family.
+    /// The link protocol (ethertype) in host order: 0x0800 or 0x86dd from IP hooks, the frame's own
+    /// in the bridge family.
     #[must_use]
     pub const fn hw_protocol(&self) -> u16 {
         self.index.hw_protocol
@@ -270,8 +271,8 @@ impl<'a> PacketMessage<'a> {
         self.u32_be(NFQA_MARK)
     }
 
-    /// When the packet was received. Absent at the output and postrouting hooks, and wherever nothing on
-    /// the host has asked for time stamps.
+    /// When the packet was received. Absent at the output and postrouting hooks, and wherever
+    /// nothing on the host has asked for time stamps.
     #[must_use]
     pub fn timestamp(&self) -> Option<Timestamp> {
         let value = self.attribute(NFQA_TIMESTAMP)?.value();
@@ -305,8 +306,8 @@ impl<'a> PacketMessage<'a> {
         self.u32_be(NFQA_IFINDEX_PHYSOUTDEV)
     }
 
-    /// Source link-layer address at its real length, at most 8 bytes. Absent at the output hook and on
-    /// links without addresses; six zero bytes on the loopback device.
+    /// Source link-layer address at its real length, at most 8 bytes. Absent at the output hook and
+    /// on links without addresses; six zero bytes on the loopback device.
     #[must_use]
     pub fn hwaddr(&self) -> Option<&'a [u8]> {
         let value = self.attribute(NFQA_HWADDR)?.value();
@@ -314,15 +315,15 @@ impl<'a> PacketMessage<'a> {
         value.get(4..12)?.get(..usize::from(len).min(8))
     }
 
-    /// Bits about the state of the packet's checksum and segmentation; absent when none is set. Since
-    /// 3.10.
+    /// Bits about the state of the packet's checksum and segmentation; absent when none is set.
+    /// Since 3.10.
     #[must_use]
     pub fn skb_info(&self) -> Option<SkbInfo> {
         self.u32_be(NFQA_SKB_INFO).map(SkbInfo)
     }
 
-    /// User id of the socket the packet belongs to, as the *initial* user namespace has it. Needs the
-    /// flag `NFQA_CFG_F_UID_GID`; absent where the kernel knows no socket. Since 3.14.
+    /// User id of the socket the packet belongs to, as the *initial* user namespace has it. Needs
+    /// the flag `NFQA_CFG_F_UID_GID`; absent where the kernel knows no socket. Since 3.14.
     #[must_use]
     pub fn uid(&self) -> Option<u32> {
         self.u32_be(NFQA_UID)
@@ -334,8 +335,8 @@ impl<'a> PacketMessage<'a> {
         self.u32_be(NFQA_GID)
     }
 
-    /// Security context, text without the final NUL that `SELinux` sends and Smack does not. Needs the flag
-    /// `NFQA_CFG_F_SECCTX` and a security module that labels packets. Since 4.3.
+    /// Security context, text without the final NUL that `SELinux` sends and Smack does not. Needs
+    /// the flag `NFQA_CFG_F_SECCTX` and a security module that labels packets. Since 4.3.
     #[must_use]
     pub fn secctx(&self) -> Option<&'a [u8]> {
         let value = self.attribute(NFQA_SECCTX)?.value();
@@ -348,7 +349,8 @@ impl<'a> PacketMessage<'a> {
         self.u32_be(NFQA_PRIORITY)
     }
 
-    /// Class id that the `net_cls` controller gave the sending cgroup; absent when it is 0. Since 6.4.
+    /// Class id that the `net_cls` controller gave the sending cgroup; absent when it is 0. Since
+    /// 6.4.
     #[must_use]
     pub fn cgroup_classid(&self) -> Option<u32> {
         self.u32_be(NFQA_CGROUP_CLASSID)
@@ -370,14 +372,15 @@ impl<'a> PacketMessage<'a> {
         self.attribute(NFQA_L2HDR).map(|attribute| attribute.value())
     }
 
-    /// The conntrack entry. Needs the flag `NFQA_CFG_F_CONNTRACK`; absent for packets that conntrack
-    /// does not follow. Since 3.6.
+    /// The conntrack entry. Needs the flag `NFQA_CFG_F_CONNTRACK`; absent for packets that
+    /// conntrack does not follow. Since 3.6.
     #[must_use]
     pub fn conntrack(&self) -> Option<Conntrack<'a>> {
         self.attribute(NFQA_CT).map(|attribute| Conntrack::new(attribute.value()))
     }
 
-    /// The packet's relation to its conntrack entry. Comes with [`PacketMessage::conntrack`]. Since 3.6.
+    /// The packet's relation to its conntrack entry. Comes with [`PacketMessage::conntrack`]. Since
+    /// 3.6.
     #[must_use]
     pub fn conntrack_info(&self) -> Option<ConntrackInfo> {
         self.u32_be(NFQA_CT_INFO).map(ConntrackInfo)
@@ -409,8 +412,8 @@ impl<'a> PacketMessage<'a> {
 pub struct SkbInfo(pub u32);
 
 impl SkbInfo {
-    /// The transport checksum is only the pseudo header's sum (`NFQA_SKB_CSUMNOTREADY`). Only with the
-    /// flag `NFQA_CFG_F_GSO`; without it the kernel completes the checksum first.
+    /// The transport checksum is only the pseudo header's sum (`NFQA_SKB_CSUMNOTREADY`). Only with
+    /// the flag `NFQA_CFG_F_GSO`; without it the kernel completes the checksum first.
     #[must_use]
     pub const fn checksum_not_ready(self) -> bool {
         self.0 & NFQA_SKB_CSUMNOTREADY != 0
@@ -455,7 +458,7 @@ impl Timestamp {
 pub struct Vlan {
     /// Ethertype of the tag, host order: 0x8100 for 802.1Q, 0x88a8 for 802.1ad.
     pub proto: u16,
-    /// Tag control information, host order: priority in bits 13–15, drop eligibility in bit 12, VLAN id
-    /// in bits 0–11.
+    /// Tag control information, host order: priority in bits 13–15, drop eligibility in bit 12,
+    /// VLAN id in bits 0–11.
     pub tci: u16,
 }

@@ -4,9 +4,9 @@
 //! works through all messages of a datagram. Each starts at a multiple of four bytes from the start
 //! of the first.
 //!
-//! The kernel does not look at the sequence number and the port id in the netlink header of a verdict,
-//! and repeats both when it refuses one. The encoders therefore write the packet id and the queue
-//! number there: a refusal names its packet even when the request itself is not echoed.
+//! The kernel does not look at the sequence number and the port id in the netlink header of a
+//! verdict, and repeats both when it refuses one. The encoders therefore write the packet id and
+//! the queue number there: a refusal names its packet even when the request itself is not echoed.
 
 use byteorder::{BigEndian, ByteOrder};
 
@@ -26,8 +26,8 @@ pub enum Verdict {
     Accept,
     /// The packet is freed (`NF_DROP`). A local sender gets no error.
     Drop,
-    /// The same hook runs once more (`NF_REPEAT`): without a mark that a rule tests for, the packet comes
-    /// back with a new id. Acts as [`Verdict::Accept`] on 6.7.
+    /// The same hook runs once more (`NF_REPEAT`): without a mark that a rule tests for, the packet
+    /// comes back with a new id. Acts as [`Verdict::Accept`] on 6.7.
     Repeat,
     /// The packet is accepted and skips what remains of this hook point (`NF_STOP`).
     Stop,
@@ -35,8 +35,8 @@ pub enum Verdict {
     Queue {
         /// The other queue's number.
         number: u16,
-        /// Where nobody listens on that queue: `true` lets the packet go on with the next hook, `false`
-        /// drops it.
+        /// Where nobody listens on that queue: `true` lets the packet go on with the next hook,
+        /// `false` drops it.
         bypass: bool,
     },
 }
@@ -95,17 +95,17 @@ pub struct VerdictMessage<'a> {
     pub priority: Option<u32>,
     /// New VLAN tag of a bridged frame; ignored in other families. Since 4.7.
     pub vlan: Option<Vlan>,
-    /// New link-layer header of a bridged frame, exactly as long as the present one; ignored in other
-    /// families. Since 4.7.
+    /// New link-layer header of a bridged frame, exactly as long as the present one; ignored in
+    /// other families. Since 4.7.
     pub l2_header: Option<&'a [u8]>,
     /// What to change on the packet's conntrack entry. Since 3.6.
     pub conntrack: Option<ConntrackChange>,
-    /// A flow to expect because of the packet's: nested `CTA_EXPECT_*` attributes, as bytes. The kernel
-    /// looks at it only where `conntrack` is there too and was not refused, and tells nobody if it
-    /// refuses this. Since 3.12.
+    /// A flow to expect because of the packet's: nested `CTA_EXPECT_*` attributes, as bytes. The
+    /// kernel looks at it only where `conntrack` is there too and was not refused, and tells nobody
+    /// if it refuses this. Since 3.12.
     pub expectation: Option<&'a [u8]>,
-    /// New bytes of the packet from its network header on, 1 to 65,531. The kernel corrects no length
-    /// and no checksum.
+    /// New bytes of the packet from its network header on, 1 to 65,531. The kernel corrects no
+    /// length and no checksum.
     pub payload: Option<&'a [u8]>,
 }
 
@@ -131,8 +131,8 @@ impl<'a> VerdictMessage<'a> {
     ///
     /// # Errors
     ///
-    /// [`EncodeError`] if the payload is empty (the kernel would drop the packet) or a value does not
-    /// fit in an attribute.
+    /// [`EncodeError`] if the payload is empty (the kernel would drop the packet) or a value does
+    /// not fit in an attribute.
     pub fn push(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
         let payload = self.payload.unwrap_or_default();
         self.push_head(out, self.payload.map(<[u8]>::len))?;
@@ -141,9 +141,9 @@ impl<'a> VerdictMessage<'a> {
         Ok(())
     }
 
-    /// Appends all of the message but the payload's bytes, for a gathered send: `payload_len` bytes from
-    /// elsewhere must follow, then padding to four bytes ([`attribute::pad`]). `self.payload` is
-    /// not looked at. On an error nothing is appended.
+    /// Appends all of the message but the payload's bytes, for a gathered send: `payload_len` bytes
+    /// from elsewhere must follow, then padding to four bytes ([`attribute::pad`]). `self.payload`
+    /// is not looked at. On an error nothing is appended.
     ///
     /// # Errors
     ///
@@ -182,8 +182,8 @@ impl<'a> VerdictMessage<'a> {
         Ok(())
     }
 
-    /// Reads a verdict message. Stricter than the kernel, which takes what stands before a malformed
-    /// attribute; attributes without a field here are left out.
+    /// Reads a verdict message. Stricter than the kernel, which takes what stands before a
+    /// malformed attribute; attributes without a field here are left out.
     ///
     /// # Errors
     ///

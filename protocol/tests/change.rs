@@ -15,8 +15,8 @@ use netlink_packet_core::{DefaultNla, Emitable};
 use netlink_packet_netfilter::conntrack::{ConntrackAttribute, Status};
 use proptest::prelude::*;
 
-/// What `push` appends, which must be as long as it says and leave alone what was there before, also
-/// where the buffer was used for something else.
+/// What `push` appends, which must be as long as it says and leave alone what was there before,
+/// also where the buffer was used for something else.
 fn pushed(change: &ConntrackChange) -> Vec<u8> {
     let mut out = vec![0xa5; 200];
     out.truncate(7);

@@ -57,8 +57,8 @@ fn theirs(bytes: &[u8]) -> Vec<Option<Plain>> {
         .collect()
 }
 
-/// Difference: one to three bytes behind the last attribute end our walk, as in the kernel, and are an
-/// error of `NlasIterator`.
+/// Difference: one to three bytes behind the last attribute end our walk, as in the kernel, and are
+/// an error of `NlasIterator`.
 fn without_stray_tail(mut theirs: Vec<Option<Plain>>, len: usize) -> Vec<Option<Plain>> {
     let attributes = theirs.iter().flatten();
     let walked: usize = attributes.map(|a| (4 + a.value.len()).next_multiple_of(4)).sum();
@@ -187,8 +187,8 @@ proptest! {
     }
 }
 
-/// Differences: `ErrorMessage` takes whatever follows the code for the header, so it accepts an answer
-/// without one, and hands out an explanation as a part of it.
+/// Differences: `ErrorMessage` takes whatever follows the code for the header, so it accepts an
+/// answer without one, and hands out an explanation as a part of it.
 #[test]
 fn acknowledgements() {
     let bytes = message(NLMSG_ERROR, 0, 1, 2, &(-2_i32).to_ne_bytes());

@@ -191,8 +191,8 @@ mod captured {
         }
     }
 
-    /// Cut, and the header's length made to agree: what remains is legal if the cut is not inside an
-    /// attribute of which the header is there.
+    /// Cut, and the header's length made to agree: what remains is legal if the cut is not inside
+    /// an attribute of which the header is there.
     #[test]
     fn cut_anywhere_with_the_length_patched() {
         // Offset and length of each attribute, from a reading by hand.

@@ -1,5 +1,5 @@
-//! The full conntrack tree: what netlink-packet-netfilter makes of `NFQA_CT`, and that no bytes make it
-//! panic.
+//! The full conntrack tree: what netlink-packet-netfilter makes of `NFQA_CT`, and that no bytes
+//! make it panic.
 
 #![cfg(feature = "conntrack")]
 #![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
@@ -38,8 +38,8 @@ fn captures() {
     for tree in trees() {
         let conntrack = Conntrack::new(&tree);
         let attributes = conntrack.to_attributes().unwrap();
-        // Written again, it is what the kernel sent, except that the other crate's writer leaves out
-        // the flag of nests it does not know.
+        // Written again, it is what the kernel sent, except that the other crate's writer leaves
+        // out the flag of nests it does not know.
         let mut expected = tree.clone();
         for attribute in Attributes::new(&tree).map(Result::unwrap) {
             if matches!(attribute.kind(), CTA_COUNTERS_ORIG | CTA_COUNTERS_REPLY | CTA_TIMESTAMP) {

@@ -27,8 +27,8 @@ fn pushed(verdict: &VerdictMessage<'_>) -> Vec<u8> {
     out.split_off(7)
 }
 
-/// The same through a buffer that the caller has allocated. `serialize` must write every byte of its
-/// part, also where the buffer held something else, and nothing around it.
+/// The same through a buffer that the caller has allocated. `serialize` must write every byte of
+/// its part, also where the buffer held something else, and nothing around it.
 fn serialized(message: &QueueMessage) -> Vec<u8> {
     let len = message.buffer_len();
     let mut runs = [0xa5, 0x5a].map(|filling| {
@@ -362,7 +362,8 @@ fn half_a_vlan_tag() {
     assert_eq!(parsed_batch(&batch).unwrap().last_id, 2);
 }
 
-/// As with the tag: judged in a verdict, with offsets from the message's start, and ignored in a batch.
+/// As with the tag: judged in a verdict, with offsets from the message's start, and ignored in a
+/// batch.
 #[test]
 fn malformed_conntrack_changes() {
     let tree = list(&[(CTA_TIMEOUT, vec![0; 4]), (CTA_MARK, vec![0; 3])]);

@@ -1,5 +1,5 @@
-//! Flow bypass in the kernel's terms: rules that let decided flows pass the queue, and rules that remember
-//! a decision.
+//! Flow bypass in the kernel's terms: rules that let decided flows pass the queue, and rules that
+//! remember a decision.
 
 use netlink_packet_netfilter::nftables::{Expressions, MetaKey, Operator};
 
@@ -10,8 +10,8 @@ use crate::flow::FlowMarks;
 
 /// What the queueing chain starts with.
 ///
-/// A packet that carries a decision already has it from another chain with the same marks, perhaps one of
-/// the same priority, and is on its way to where it is remembered.
+/// A packet that carries a decision already has it from another chain with the same marks, perhaps
+/// one of the same priority, and is on its way to where it is remembered.
 pub(super) fn decided(marks: FlowMarks) -> [Vec<Expression>; 3] {
     [
         rule(mark_is(marks, Operator::NotEqual, 0), [accept()]),
@@ -22,8 +22,8 @@ pub(super) fn decided(marks: FlowMarks) -> [Vec<Expression>; 3] {
 
 /// The chain behind it.
 ///
-/// A packet without a conntrack entry ends its rule at the load of the conntrack mark; hence dropping
-/// is a rule of its own. The bits are cleared last: behind here they mean nothing.
+/// A packet without a conntrack entry ends its rule at the load of the conntrack mark; hence
+/// dropping is a rule of its own. The bits are cleared last: behind here they mean nothing.
 pub(super) fn remember(marks: FlowMarks) -> [Vec<Expression>; 5] {
     let is = |bits| mark_is(marks, Operator::Equal, bits);
     let save = |bits| [ct_mark(), replace(marks, bits), set_ct_mark()];

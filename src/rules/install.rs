@@ -21,8 +21,8 @@ const CONNTRACK_PRIORITY: i32 = -200;
 
 /// Rules to install: one base chain at one hook.
 ///
-/// They are tried in the order given; the first that matches queues the packet, and what none matches
-/// goes on. An accepted packet goes on behind this chain: the later rules do not see it.
+/// They are tried in the order given; the first that matches queues the packet, and what none
+/// matches goes on. An accepted packet goes on behind this chain: the later rules do not see it.
 #[derive(Debug, Clone)]
 #[must_use = "rules do nothing until they are installed"]
 pub struct Rules {
@@ -39,7 +39,8 @@ impl Rules {
         Self { hook, family: Family::INET, priority: 0, rules: Vec::new(), flow_marks: None }
     }
 
-    /// For which IP versions, or for bridged frames. [`Family::INET`] unless set. Others cannot be queued.
+    /// For which IP versions, or for bridged frames. [`Family::INET`] unless set. Others cannot be
+    /// queued.
     pub const fn family(mut self, family: Family) -> Self {
         self.family = family;
         self
@@ -59,8 +60,9 @@ impl Rules {
     /// | 100 | source NAT (input, postrouting) |
     /// | 300 | connection tracking helpers |
     ///
-    /// In [`Family::BRIDGE`] the filter has -200. `br_netfilter`, where it is loaded and told to, takes packets
-    /// out at -1 and puts them back behind 0: at the forward hook, rules at 0 then miss some or all of them.
+    /// In [`Family::BRIDGE`] the filter has -200. `br_netfilter`, where it is loaded and told to,
+    /// takes packets out at -1 and puts them back behind 0: at the forward hook, rules at 0 then
+    /// miss some or all of them.
     ///
     /// Do not rely on an order among chains of equal priority.
     pub const fn priority(mut self, priority: i32) -> Self {
@@ -74,12 +76,13 @@ impl Rules {
         self
     }
 
-    /// Lets the program decide about whole flows: [`Packet::accept_flow`](crate::Packet::accept_flow) and
-    /// [`Packet::drop_flow`](crate::Packet::drop_flow). Adds a second chain, at the priority behind the first;
-    /// see [the module](super#flow-bypass).
+    /// Lets the program decide about whole flows:
+    /// [`Packet::accept_flow`](crate::Packet::accept_flow) and
+    /// [`Packet::drop_flow`](crate::Packet::drop_flow). Adds a second chain, at the priority behind
+    /// the first; see [the module](super#flow-bypass).
     ///
-    /// The lowest priorities at the prerouting and output hooks, up to -200, are too early for it, where
-    /// connection tracking has not seen the packet, and the highest one has none behind it.
+    /// The lowest priorities at the prerouting and output hooks, up to -200, are too early for it,
+    /// where connection tracking has not seen the packet, and the highest one has none behind it.
     pub const fn flow_bypass(mut self, marks: FlowMarks) -> Self {
         self.flow_marks = Some(marks);
         self

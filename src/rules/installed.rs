@@ -11,12 +11,12 @@ use super::transaction::{Connection, Request};
 use crate::error::Error;
 use crate::flow::FlowBypass;
 
-/// Rules in place. Dropping it deletes them and with them **all packets that wait in any queue of the
-/// network namespace**; see [the module](super#taking-rules-away-drops-queued-packets) for how to end
-/// without loss.
+/// Rules in place. Dropping it deletes them and with them **all packets that wait in any queue of
+/// the network namespace**; see [the module](super#taking-rules-away-drops-queued-packets) for how
+/// to end without loss.
 ///
-/// It holds a socket, which keeps its network namespace alive, and to which it all belongs: moving the
-/// thread to another namespace changes nothing.
+/// It holds a socket, which keeps its network namespace alive, and to which it all belongs: moving
+/// the thread to another namespace changes nothing.
 #[must_use = "dropping it deletes the rules"]
 pub struct InstalledRules {
     connection: Connection,
@@ -63,13 +63,15 @@ impl InstalledRules {
     /// Takes the rules away and leaves the hook: packets are no longer queued, those already queued
     /// stay and can be judged. Does nothing if paused.
     ///
-    /// Packets that are passing the rules in this very moment may still be queued just after. What was
-    /// decided about flows, and is decided meanwhile, stays in force: dropped ones stay dropped.
+    /// Packets that are passing the rules in this very moment may still be queued just after. What
+    /// was decided about flows, and is decided meanwhile, stays in force: dropped ones stay
+    /// dropped.
     ///
     /// # Errors
     ///
     /// [`Error::NoCapability`] if the process gave up `CAP_NET_ADMIN`; [`Error::Refused`],
-    /// [`Error::AckTimeout`] and [`Error::System`] as for [`Rules::install`](super::Rules::install).
+    /// [`Error::AckTimeout`] and [`Error::System`] as for
+    /// [`Rules::install`](super::Rules::install).
     pub fn pause(&mut self) -> Result<(), Error> {
         if self.paused {
             return Ok(());
@@ -100,8 +102,8 @@ impl InstalledRules {
     ///
     /// # Errors
     ///
-    /// As for [`InstalledRules::pause`]. [`Error::Refused`] with `ENOENT` if somebody has deleted the
-    /// table before. After an error the drop tries again.
+    /// As for [`InstalledRules::pause`]. [`Error::Refused`] with `ENOENT` if somebody has deleted
+    /// the table before. After an error the drop tries again.
     pub fn remove(self) -> Result<(), Error> {
         let mut this = self;
         this.delete_table()?;
@@ -115,7 +117,8 @@ impl InstalledRules {
         self.mechanism
     }
 
-    /// What packets of these rules need to decide about their flow. `None` without [`Rules::flow_bypass`](super::Rules::flow_bypass).
+    /// What packets of these rules need to decide about their flow. `None` without
+    /// [`Rules::flow_bypass`](super::Rules::flow_bypass).
     #[must_use]
     pub const fn flow_bypass(&self) -> Option<FlowBypass> {
         self.flow_bypass

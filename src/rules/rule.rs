@@ -75,8 +75,9 @@ impl Rule {
         self
     }
 
-    /// Only frames of this ethertype (host order): 0x0800 IPv4, 0x86dd IPv6, 0x0806 ARP; behind a VLAN tag
-    /// the inner one. Of use in [`Family::BRIDGE`]; the other families know no others than the first two.
+    /// Only frames of this ethertype (host order): 0x0800 IPv4, 0x86dd IPv6, 0x0806 ARP; behind a
+    /// VLAN tag the inner one. Of use in [`Family::BRIDGE`]; the other families know no others than
+    /// the first two.
     pub fn ethertype(mut self, ethertype: u16) -> Self {
         self.matches.ethertype = Some(ethertype);
         self
@@ -106,8 +107,8 @@ impl Rule {
 
     /// Only packets that came in through this interface: its exact name, 1 to 15 bytes. It need not
     /// exist yet. Never matches at [`Hook::OUTPUT`], where it is refused, nor at
-    /// [`Hook::POSTROUTING`] packets that this host made. In [`Family::BRIDGE`] it is the bridge's port, and
-    /// refused at [`Hook::POSTROUTING`] too.
+    /// [`Hook::POSTROUTING`] packets that this host made. In [`Family::BRIDGE`] it is the bridge's
+    /// port, and refused at [`Hook::POSTROUTING`] too.
     pub fn input_interface(mut self, name: impl Into<String>) -> Self {
         self.matches.input_interface = Some(name.into());
         self
@@ -127,8 +128,8 @@ impl Rule {
         self.mark_masked(mark, u32::MAX)
     }
 
-    /// Only packets whose mark has, in the bits that are set in `mask`, the bits of `value`. `value`
-    /// may set no other bits.
+    /// Only packets whose mark has, in the bits that are set in `mask`, the bits of `value`.
+    /// `value` may set no other bits.
     pub fn mark_masked(mut self, value: u32, mask: u32) -> Self {
         self.matches.mark = Some(Mark { value, mask });
         self

@@ -1,5 +1,5 @@
-//! `nf_tables` changes rules only in transactions: one datagram of messages between a begin and an end,
-//! applied together or not at all.
+//! `nf_tables` changes rules only in transactions: one datagram of messages between a begin and an
+//! end, applied together or not at all.
 //!
 //! Only the last message asks for an answer. Refusals come unasked and before it, so its success is
 //! the success of all, and however many rules there are, the answers fit the receive buffer.

@@ -249,8 +249,8 @@ fn what_is_known_of_a_checksum_is_told(_: &Namespace) {
     rules.remove().unwrap();
 }
 
-/// The root of a mounted `net_cls` hierarchy in which this test may make a group: it is the host's, so
-/// nobody looks for one.
+/// The root of a mounted `net_cls` hierarchy in which this test may make a group: it is the host's,
+/// so nobody looks for one.
 const NET_CLS: &str = "NETFILTERQUEUE_NET_CLS";
 
 fn the_class_of_a_control_group_is_told(_: &Namespace) {

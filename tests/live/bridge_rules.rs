@@ -15,7 +15,8 @@ pub const TESTS: [Test; 2] = tests![bridged_frames_match, bridged_arp_matches];
 /// Before `br_netfilter` takes packets out, should it be loaded.
 pub const BEFORE_BR_NETFILTER: i32 = -100;
 
-/// What the kernel has decides whether frames of a bridge can be queued. Without that it must say so: `None`.
+/// What the kernel has decides whether frames of a bridge can be queued. Without that it must say
+/// so: `None`.
 pub fn install_for_bridge(rules: Rules) -> Option<InstalledRules> {
     match rules.install() {
         Ok(rules) => {

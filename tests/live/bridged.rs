@@ -40,9 +40,9 @@ pub fn udp_rule(number: u16) -> Rule {
     Rule::queue(number).protocol(Protocol::UDP)
 }
 
-/// Two hosts at a bridge, which keeps IP packets away from IP rules. Where `br_netfilter` is, it otherwise
-/// cuts off what fills short frames, and up to 6.1 keeps IP packets from rules of the bridge family that have
-/// the priority 0.
+/// Two hosts at a bridge, which keeps IP packets away from IP rules. Where `br_netfilter` is, it
+/// otherwise cuts off what fills short frames, and up to 6.1 keeps IP packets from rules of the
+/// bridge family that have the priority 0.
 pub fn hosts(namespace: &Namespace) -> Bridged {
     for setting in IP_RULES {
         let _ = namespace.set_sysctl(setting, "0");
@@ -188,8 +188,8 @@ pub fn vlan_address(id: u16, host: u8) -> IpAddr {
     [10, 4, id as u8, host].into()
 }
 
-/// Gives both hosts a link `vlanID` for each VLAN that takes packets for any of their addresses. `None` if
-/// the kernel has no VLANs.
+/// Gives both hosts a link `vlanID` for each VLAN that takes packets for any of their addresses.
+/// `None` if the kernel has no VLANs.
 pub fn join_vlans(bridged: &Bridged) -> Option<()> {
     let addresses = ethernet(bridged);
     for (host, of_other, number) in

@@ -226,8 +226,8 @@ fn bytes_are_replaced_up_to_kernel_7_1(namespace: &Namespace) {
     assert_eq!((queue.stats().answered, queue.take_refusals().count()), (6, 0));
 }
 
-/// Ethernet has no frames shorter than 46 bytes of payload; virtual links do not fill theirs up, so the
-/// sender's own queue does.
+/// Ethernet has no frames shorter than 46 bytes of payload; virtual links do not fill theirs up, so
+/// the sender's own queue does.
 fn filling_of_short_frames_is_not_data(namespace: &Namespace) {
     const FILLED: usize = 46;
     let (bridged, [udp, _]) = neighbors(namespace);

@@ -1,8 +1,8 @@
 //! Messages of the running kernel, read twice: by our codec and by netlink-packet-core's.
 //!
-//! With `NETFILTERQUEUE_CAPTURES=DIR` in the environment they are also written there, one per file as hex on
-//! one line: the test data of the protocol crate. With `NETFILTERQUEUE_CAPTURES=-` they are printed, which
-//! brings them out of a guest; `protocol/tests/data/README.md` has the command.
+//! With `NETFILTERQUEUE_CAPTURES=DIR` in the environment they are also written there, one per file
+//! as hex on one line: the test data of the protocol crate. With `NETFILTERQUEUE_CAPTURES=-` they
+//! are printed, which brings them out of a guest; `protocol/tests/data/README.md` has the command.
 //!
 //! Messages that need more to come about are kept by the tests of what they contain.
 
@@ -151,7 +151,8 @@ fn owner_of_the_socket(_: &Namespace) {
         Protocol::UDP,
         send,
         |message| {
-            // The initial user namespace's numbers: in a user namespace of our own they are not ours.
+            // The initial user namespace's numbers: in a user namespace of our own they are not
+            // ours.
             assert!(message.uid().is_some() && message.gid().is_some());
         },
     );

@@ -1,5 +1,5 @@
-//! Lengths and checksums that the library sets: nobody here computes any. Real receivers check the contents,
-//! the kernel's own counters the checksums.
+//! Lengths and checksums that the library sets: nobody here computes any. Real receivers check the
+//! contents, the kernel's own counters the checksums.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
@@ -46,7 +46,8 @@ pub const TESTS: [Test; 14] = tests![
     fragments_are_reported,
 ];
 
-/// What a packet's data is replaced by: as long, shorter, longer, and none of them a multiple of four.
+/// What a packet's data is replaced by: as long, shorter, longer, and none of them a multiple of
+/// four.
 const LENGTHS: [usize; 6] = [1_001, 333, 2, 1, 1_002, 1_399];
 const SENT: usize = 1_001;
 
@@ -75,8 +76,8 @@ impl Path {
     }
 }
 
-/// Everything that leaves for the server passes queue 2, which writes it down for the dissector, as it is on
-/// the wire.
+/// Everything that leaves for the server passes queue 2, which writes it down for the dissector, as
+/// it is on the wire.
 struct Recorder {
     _judging: Judging,
     _rules: InstalledRules,

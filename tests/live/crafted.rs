@@ -23,7 +23,8 @@ fn lengths_and_checksums_fit(_: &Namespace) {
                 check(&with_data(&empty, &sent), protocol, &sent, &mut pcap);
             }
         }
-        // With this data the sum is 0, which UDP writes as 0xffff because 0 means that there is none.
+        // With this data the sum is 0, which UDP writes as 0xffff because 0 means that there is
+        // none.
         let mut empty = [header(UDP), udp()].concat();
         correct(&mut empty);
         let zeros = with_data(&empty, &[0, 0]);
@@ -34,7 +35,8 @@ fn lengths_and_checksums_fit(_: &Namespace) {
     }
 }
 
-/// Judges by sums over all that a checksum covers, which is then 0, and leaves the rest to the dissector.
+/// Judges by sums over all that a checksum covers, which is then 0, and leaves the rest to the
+/// dissector.
 fn check(packet: &[u8], protocol: u8, sent: &[u8], pcap: &mut Pcap) {
     assert_eq!(data(packet), sent);
     let (header, addresses) = if packet[0] >> 4 == 4 { (20, 12..20) } else { (40, 8..40) };
@@ -49,7 +51,8 @@ fn check(packet: &[u8], protocol: u8, sent: &[u8], pcap: &mut Pcap) {
 
 /// An IPv4 header; its length and checksum are left for `correct`.
 fn v4(protocol: u8) -> Vec<u8> {
-    // Version and header length, type of service, length, identification, not to be fragmented, 64 hops.
+    // Version and header length, type of service, length, identification, not to be fragmented, 64
+    // hops.
     let start = [0x45, 0, 0, 0, 0x12, 0x34, 0x40, 0, 64, protocol, 0, 0];
     [&start[..], &[10, 1, 0, 2], &[10, 2, 0, 2]].concat()
 }

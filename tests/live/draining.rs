@@ -1,5 +1,5 @@
-//! An end without loss, counters that are read from elsewhere, settings as the kernel has them, and the most
-//! that the kernel holds.
+//! An end without loss, counters that are read from elsewhere, settings as the kernel has them, and
+//! the most that the kernel holds.
 
 use std::thread;
 

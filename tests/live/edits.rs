@@ -40,7 +40,8 @@ pub const TESTS: [Test; 22] = tests![
     tcp_super_packets_pass_edited,
 ];
 
-/// The most data of UDP in a packet that can be replaced: 65,531 bytes with headers of 28 (IPv4) bytes.
+/// The most data of UDP in a packet that can be replaced: 65,531 bytes with headers of 28 (IPv4)
+/// bytes.
 pub const MOST_DATA: usize = 65_503;
 
 /// 1 to 4 bytes make all remainders of the packet's length by four.

@@ -133,8 +133,8 @@ fn closing_without_the_capability_is_reported(_: &Namespace) {
     Queue::builder(1).bind().expect("closed all the same, with its socket");
 }
 
-/// The kernel refuses a whole datagram and says so once, about its first message. The packets count as
-/// answered and their handles are gone, but they wait on until the queue is closed.
+/// The kernel refuses a whole datagram and says so once, about its first message. The packets count
+/// as answered and their handles are gone, but they wait on until the queue is closed.
 fn verdicts_without_the_capability_are_reported(_: &Namespace) {
     let mut queue = Queue::builder(1).bind().unwrap();
     let _rules = queue_udp(1);
@@ -168,8 +168,8 @@ fn verdicts_without_the_capability_are_reported(_: &Namespace) {
     udp.expect_nothing();
 }
 
-/// The refusal of the first batch, which a thread without the capability commits, waits in the socket while
-/// the second batch is committed.
+/// The refusal of the first batch, which a thread without the capability commits, waits in the
+/// socket while the second batch is committed.
 fn unheard_refusals_let_no_wrong_verdict_pass(_: &Namespace) {
     let mut queue = Queue::builder(1).bind().unwrap();
     let _rules = queue_udp(1);

@@ -1,7 +1,8 @@
-//! Flow bypass: what is decided about a flow is carried out by the kernel, for this flow only and for as
-//! long as it lives.
+//! Flow bypass: what is decided about a flow is carried out by the kernel, for this flow only and
+//! for as long as it lives.
 //!
-//! A datagram that arrives while nobody judges has not been queued: that is how "does not come up" is seen.
+//! A datagram that arrives while nobody judges has not been queued: that is how "does not come up"
+//! is seen.
 
 use std::fs;
 use std::io::ErrorKind;

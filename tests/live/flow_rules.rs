@@ -1,5 +1,5 @@
-//! Flow bypass among other rules: other bits of the marks, other rules with the same marks, a pause, rules of
-//! other tools, bridged frames.
+//! Flow bypass among other rules: other bits of the marks, other rules with the same marks, a
+//! pause, rules of other tools, bridged frames.
 
 use std::io::ErrorKind;
 use std::process::Command;

@@ -54,8 +54,8 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// Binds queue 1 for datagrams at `hook`, for as long as the rules live; `None` if the kernel has no
-    /// conntrack entries for it.
+    /// Binds queue 1 for datagrams at `hook`, for as long as the rules live; `None` if the kernel
+    /// has no conntrack entries for it.
     pub fn queue_at(namespace: &Namespace, hook: Hook) -> Option<(Queue, InstalledRules)> {
         let queue = bind_with_conntrack(Queue::builder(1))?;
         namespace.track_connections().unwrap();

@@ -1,12 +1,12 @@
-//! Runs tests against the kernel, each in a network namespace of its own, for every test binary that
-//! includes this file.
+//! Runs tests against the kernel, each in a network namespace of its own, for every test binary
+//! that includes this file.
 //!
-//! They need root, or user namespaces that ordinary users may make. Where neither is to be had, they say
-//! why and count as ignored; with `NETFILTERQUEUE_REQUIRE_LIVE=1` in the environment that is a
-//! failure.
+//! They need root, or user namespaces that ordinary users may make. Where neither is to be had,
+//! they say why and count as ignored; with `NETFILTERQUEUE_REQUIRE_LIVE=1` in the environment that
+//! is a failure.
 //!
-//! The main function is our own because a user namespace can only be entered while the process has one
-//! thread, which cargo's test harness does not offer.
+//! The main function is our own because a user namespace can only be entered while the process has
+//! one thread, which cargo's test harness does not offer.
 
 use std::any::Any;
 use std::panic::catch_unwind;
@@ -63,8 +63,8 @@ fn is_failure(obstacle: &Error) -> bool {
     is_required
 }
 
-/// Lets the kernel load its modules before tests do so in parallel: busybox's `modprobe` does not wait for
-/// a module that is just being loaded, and whoever is second is told that there is none.
+/// Lets the kernel load its modules before tests do so in parallel: busybox's `modprobe` does not
+/// wait for a module that is just being loaded, and whoever is second is told that there is none.
 fn load_modules() {
     let namespace = Namespace::new().expect("a namespace");
     // What does not work here is for the tests to report.

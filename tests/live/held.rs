@@ -1,5 +1,5 @@
-//! Packets that are held: no other packet's verdict reaches them, and a verdict on one that the kernel has
-//! flushed meanwhile is reported aside.
+//! Packets that are held: no other packet's verdict reaches them, and a verdict on one that the
+//! kernel has flushed meanwhile is reported aside.
 
 use std::thread;
 
@@ -71,7 +71,8 @@ fn flush() {
     drop(unrelated.install().unwrap());
 }
 
-/// Sends a datagram through the queue, which shows that it works, and returns the refusals found along.
+/// Sends a datagram through the queue, which shows that it works, and returns the refusals found
+/// along.
 pub fn refusals_until_next_packet(queue: &mut Queue, udp: &UdpPair) -> Vec<(u32, bool, Errno)> {
     udp.send(b"next");
     let mut batch = Batch::new(8);

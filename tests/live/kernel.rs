@@ -1,5 +1,5 @@
-//! What kernels may lack, and the refusal that says so: a test of such a feature still has something to
-//! assert on a kernel without it.
+//! What kernels may lack, and the refusal that says so: a test of such a feature still has
+//! something to assert on a kernel without it.
 
 use std::env;
 use std::fmt::Display;
@@ -8,8 +8,8 @@ use std::fs;
 use netfilterqueue::rules::{Family, Hook, InstalledRules, Mechanism, Rule, Rules};
 use netfilterqueue::{ConfigFlags, Error, Queue, QueueBuilder};
 
-/// The features that the kernel must have, by the names given to [`lacks`] with spaces between them: for a
-/// run on a kernel that has them.
+/// The features that the kernel must have, by the names given to [`lacks`] with spaces between
+/// them: for a run on a kernel that has them.
 const REQUIRED: &str = "NETFILTERQUEUE_REQUIRE_FEATURES";
 
 /// Notes how the kernel says that it lacks a feature; panics if this run requires it.
@@ -38,8 +38,8 @@ pub fn takes_bytes() -> bool {
     version() < (7, 2) || users.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
-/// Queues frames that cross a bridge. Where the kernel cannot, it can queue IP packets only by the target,
-/// which the bridge family does not have.
+/// Queues frames that cross a bridge. Where the kernel cannot, it can queue IP packets only by the
+/// target, which the bridge family does not have.
 pub fn queue_bridged(hook: Hook, rule: Rule) -> Option<InstalledRules> {
     match Rules::new(hook).family(Family::BRIDGE).rule(rule).install() {
         Err(error @ Error::NoRuleSupport) => {
@@ -52,8 +52,8 @@ pub fn queue_bridged(hook: Hook, rule: Rule) -> Option<InstalledRules> {
     }
 }
 
-/// Binds a queue whose packets come with their conntrack entry. Where the kernel cannot do that, it refuses
-/// this flag and no other, and no queue is left behind.
+/// Binds a queue whose packets come with their conntrack entry. Where the kernel cannot do that, it
+/// refuses this flag and no other, and no queue is left behind.
 pub fn bind_with_conntrack(builder: QueueBuilder) -> Option<Queue> {
     let supported = Queue::supported_flags().unwrap();
     match builder.clone().conntrack(true).bind() {

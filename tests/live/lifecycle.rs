@@ -254,8 +254,8 @@ fn batches_of_several_threads_keep_their_verdicts(_: &Namespace) {
     let mut second = Batch::new(4);
     assert_eq!(queue.recv(&mut first).unwrap(), 4);
     assert_eq!(queue.recv(&mut second).unwrap(), 4);
-    // The later packets are dropped first, and by another thread: a cumulative verdict would take the
-    // earlier ones along.
+    // The later packets are dropped first, and by another thread: a cumulative verdict would take
+    // the earlier ones along.
     thread::spawn(move || {
         judge(&mut second, Verdict::Drop);
     })

@@ -1,4 +1,5 @@
-//! The namespaces that the other tests are made of: links, addresses, settings, processes, descriptors.
+//! The namespaces that the other tests are made of: links, addresses, settings, processes,
+//! descriptors.
 
 use std::fs::{File, metadata};
 use std::io::ErrorKind;

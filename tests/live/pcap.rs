@@ -1,5 +1,5 @@
-//! Packets written down for an independent dissector: `.ci/dissect` judges what tests of both binaries
-//! leave here.
+//! Packets written down for an independent dissector: `.ci/dissect` judges what tests of both
+//! binaries leave here.
 
 use std::env;
 use std::fs::{File, create_dir_all};

@@ -22,7 +22,8 @@ const BACKLOG: usize = 10_000;
 /// Queued packets of one sender, whose send buffer they take: room for about 90.
 const PER_SENDER: usize = 50;
 
-/// One in so many packets of the backlog is accepted: few enough for loopback and for the receivers.
+/// One in so many packets of the backlog is accepted: few enough for loopback and for the
+/// receivers.
 const ACCEPTED: usize = 16;
 const RECEIVERS: usize = 10;
 
@@ -121,8 +122,8 @@ fn a_batch_of_edits_is_one_receive_and_one_send(_: &Namespace) {
     assert_eq!(verdicts, (BATCH as u64, 0), "exact and cumulative verdicts");
 }
 
-/// Judges a full batch and asserts that it took one receive and one send. Returns how many exact and
-/// cumulative verdicts that were.
+/// Judges a full batch and asserts that it took one receive and one send. Returns how many exact
+/// and cumulative verdicts that were.
 fn calls_of_a_batch(judge: impl for<'p> Fn(Packet<'p>) -> Decided<'p>) -> (u64, u64) {
     let mut queue = Queue::builder(1).bind().unwrap();
     let _rules = queue_udp(1);
@@ -142,7 +143,8 @@ fn calls_of_a_batch(judge: impl for<'p> Fn(Packet<'p>) -> Decided<'p>) -> (u64, 
     (after.exact_verdicts, after.cumulative_verdicts)
 }
 
-/// As a payload, an IPv4 header that nothing is behind: longer than what is sent, and never delivered.
+/// As a payload, an IPv4 header that nothing is behind: longer than what is sent, and never
+/// delivered.
 const LONGER: [u8; 400] = [0x45; 400];
 
 /// A way to judge a packet.

@@ -52,8 +52,8 @@ fn install(hook: Hook, rule: Rule) -> InstalledRules {
     Rules::new(hook).rule(rule).install().unwrap()
 }
 
-/// Sends a datagram and tells whether it came through the queue, and at which hook and family if so; else
-/// it has arrived on its own. Accepted, it arrives as well.
+/// Sends a datagram and tells whether it came through the queue, and at which hook and family if
+/// so; else it has arrived on its own. Accepted, it arrives as well.
 pub fn queued_at(queue: &mut Queue, udp: &UdpPair) -> Option<(Hook, Family)> {
     udp.send(b"?");
     udp.receiver.set_nonblocking(true).unwrap();

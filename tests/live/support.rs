@@ -118,8 +118,8 @@ impl<const N: usize> Feed<N> {
     }
 }
 
-/// Receives until `count` packets are in the batch, one after another call if need be; the batch must be
-/// large enough for all. Only for packets that were sent before.
+/// Receives until `count` packets are in the batch, one after another call if need be; the batch
+/// must be large enough for all. Only for packets that were sent before.
 pub fn receive_exactly(queue: &mut Queue, count: usize) -> Batch {
     let mut batch = Batch::new(count.max(1));
     let deadline = Instant::now() + SOON;
@@ -263,8 +263,8 @@ impl Peers {
     }
 }
 
-/// Where the data of a UDP packet starts: behind an IPv4 header without options or an IPv6 one without
-/// extensions.
+/// Where the data of a UDP packet starts: behind an IPv4 header without options or an IPv6 one
+/// without extensions.
 pub fn udp_data_offset(packet: &[u8]) -> usize {
     8 + if packet[0] >> 4 == 4 { 20 } else { 40 }
 }

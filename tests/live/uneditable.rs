@@ -1,4 +1,5 @@
-//! Packets that cannot be edited, and payloads that cannot be sent back: the packet can still be judged.
+//! Packets that cannot be edited, and payloads that cannot be sent back: the packet can still be
+//! judged.
 
 use netfilterqueue::{Batch, CopyMode, EditError, Queue, Verdict};
 use netfilterqueue_netns::Namespace;

@@ -53,7 +53,8 @@ fn queues<const N: usize>() -> [Queue; N] {
     std::array::from_fn(|at| Queue::builder(at as u16 + 1).bind().unwrap())
 }
 
-/// Receives one packet, gives it a mark and a verdict, and returns its id and the mark it came with.
+/// Receives one packet, gives it a mark and a verdict, and returns its id and the mark it came
+/// with.
 fn judge_one(queue: &mut Queue, mark: Option<u32>, verdict: Verdict) -> (u32, Option<u32>) {
     let mut batch = receive_exactly(queue, 1);
     let mut packet = batch.iter_mut().next().unwrap();

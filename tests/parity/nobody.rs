@@ -1,5 +1,5 @@
-//! What the tests of no other library ask about, in the order of a packet's life: setting up, receiving, judging,
-//! under pressure. Short ones; the thorough tests are the `live` ones.
+//! What the tests of no other library ask about, in the order of a packet's life: setting up,
+//! receiving, judging, under pressure. Short ones; the thorough tests are the `live` ones.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -357,7 +357,8 @@ fn nobody_tests_malformed_messages(_: &Namespace) {
     assert_eq!((stats.foreign, stats.unknown, stats.malformed, stats.lost), (200, 0, 0, 0));
 }
 
-/// What a packet is made into is the program's business, up to the point where the kernel would suffer.
+/// What a packet is made into is the program's business, up to the point where the kernel would
+/// suffer.
 fn nobody_tests_malformed_packets(_: &Namespace) {
     let mut queue = bind(1);
     let _rules = queue_udp(1);

@@ -1,5 +1,5 @@
-//! What the tests of no other library ask about, of the things that not every kernel has: where one lacks them, it
-//! must be refused in so many words.
+//! What the tests of no other library ask about, of the things that not every kernel has: where one
+//! lacks them, it must be refused in so many words.
 
 use std::fs;
 use std::net::IpAddr;
@@ -91,7 +91,8 @@ fn nobody_tests_bridge(host: &Namespace) {
     drop(rules);
 }
 
-/// Linux 7.3.4 drops every bridged frame whose bytes come back with the verdict, changed or not; 6.18 does not.
+/// Linux 7.3.4 drops every bridged frame whose bytes come back with the verdict, changed or not;
+/// 6.18 does not.
 fn drops_edited_frames() -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let major: u32 = release.split('.').next().unwrap().parse().unwrap();

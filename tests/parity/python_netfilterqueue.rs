@@ -1,7 +1,7 @@
 //! The tests of python-netfilterqueue, one for one: a router's queue between a client and a server.
 //!
-//! Its tests 9 (signals) and 10 (the socket of another namespace) are in `python_process.rs`. Bulk TCP, the last
-//! one here, it does not test.
+//! Its tests 9 (signals) and 10 (the socket of another namespace) are in `python_process.rs`. Bulk
+//! TCP, the last one here, it does not test.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
@@ -144,7 +144,8 @@ fn parity_4_meta_mode_mark_and_repeat_five_times(router: &Namespace) {
     expect_no_packet(&mut queue);
 }
 
-/// What a packet at a hook says of the links: hook, input and output device, source hardware address.
+/// What a packet at a hook says of the links: hook, input and output device, source hardware
+/// address.
 type Links = (u8, Option<u32>, Option<u32>, Option<Vec<u8>>);
 
 fn parity_5_hwaddr_and_devices_per_hook(router: &Namespace) {

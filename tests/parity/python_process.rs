@@ -1,5 +1,5 @@
-//! The tests of python-netfilterqueue that are about the process rather than its packets: 9, a signal
-//! interrupts; 10, the socket of another namespace.
+//! The tests of python-netfilterqueue that are about the process rather than its packets: 9, a
+//! signal interrupts; 10, the socket of another namespace.
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
@@ -43,8 +43,8 @@ pub fn block_signal() {
 /// One test at a time may have the signal.
 static SIGNAL_IN_USE: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
-/// Judges in a thread that gets the signal, and interrupts it while `work` runs; `work` may call its
-/// argument, which returns when the thread has been interrupted once more.
+/// Judges in a thread that gets the signal, and interrupts it while `work` runs; `work` may call
+/// its argument, which returns when the thread has been interrupted once more.
 fn interrupt_while(queue: &mut Queue, work: impl FnOnce(&dyn Fn())) {
     let _in_use = SIGNAL_IN_USE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let caught = Arc::new(AtomicBool::new(false));

@@ -9,21 +9,22 @@ use crate::error::ParseError;
 const U32_LEN: usize = HEADER_LEN + 4;
 const LABELS_LEN: usize = HEADER_LEN + 16;
 
-/// `NFQA_CT` in a verdict: what to change on the packet's conntrack entry. What is `None` stays as it is.
+/// `NFQA_CT` in a verdict: what to change on the packet's conntrack entry. What is `None` stays as
+/// it is.
 ///
-/// The kernel works through the fields in the order below and stops at the first one it refuses. What
-/// came before stays changed, and nobody is told: the verdict counts, and its acknowledgement says
-/// success. All of it is ignored for packets without an entry, without the module
+/// The kernel works through the fields in the order below and stops at the first one it refuses.
+/// What came before stays changed, and nobody is told: the verdict counts, and its acknowledgement
+/// says success. All of it is ignored for packets without an entry, without the module
 /// `nf_conntrack_netlink`, and in a batch verdict.
 ///
-/// The default changes nothing on the entry and is not the same as no change at all: with any change,
-/// the kernel adjusts the TCP sequence numbers of a translated connection to the new length of a
-/// replaced payload. For that the connection must have a helper; without one the kernel prints a
-/// warning and adjusts nothing.
+/// The default changes nothing on the entry and is not the same as no change at all: with any
+/// change, the kernel adjusts the TCP sequence numbers of a translated connection to the new length
+/// of a replaced payload. For that the connection must have a helper; without one the kernel prints
+/// a warning and adjusts nothing.
 ///
-/// There is no field for the helper (`CTA_HELP`), because the kernel refuses to give one to an entry
-/// that exists, nor for the rest of what [`Conntrack`](super::Conntrack) can read: the kernel ignores it
-/// here. Since 3.6.
+/// There is no field for the helper (`CTA_HELP`), because the kernel refuses to give one to an
+/// entry that exists, nor for the rest of what [`Conntrack`](super::Conntrack) can read: the kernel
+/// ignores it here. Since 3.6.
 ///
 /// ```
 /// use netfilterqueue_protocol::conntrack::{ConntrackChange, MarkChange};
@@ -37,24 +38,24 @@ const LABELS_LEN: usize = HEADER_LEN + 16;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ConntrackChange {
-    /// Seconds from now until the entry expires; the kernel cuts them to about 24 days at 1,000 ticks
-    /// per second and 248 at 100. Of an entry that is not confirmed yet, the seconds from then on. The
-    /// flow's next packet sets it back to the protocol's own, unless `status` makes it a
-    /// [`FIXED_TIMEOUT`](ConntrackStatus::FIXED_TIMEOUT) in the same change; once it is one, the kernel
-    /// refuses another. Kernels before 6.1 may do neither right: 5.10 takes another one, and gives an
-    /// entry that is not confirmed yet an arbitrary one, past or future.
+    /// Seconds from now until the entry expires; the kernel cuts them to about 24 days at 1,000
+    /// ticks per second and 248 at 100. Of an entry that is not confirmed yet, the seconds from
+    /// then on. The flow's next packet sets it back to the protocol's own, unless `status` makes it
+    /// a [`FIXED_TIMEOUT`](ConntrackStatus::FIXED_TIMEOUT) in the same change; once it is one, the
+    /// kernel refuses another. Kernels before 6.1 may do neither right: 5.10 takes another one, and
+    /// gives an entry that is not confirmed yet an arbitrary one, past or future.
     pub timeout: Option<u32>,
     /// The new status, not bits to add: start from [`Conntrack::status`](super::Conntrack::status).
     ///
-    /// [`SEEN_REPLY`](ConntrackStatus::SEEN_REPLY) and [`ASSURED`](ConntrackStatus::ASSURED) can be set;
-    /// a status that lacks one the entry has is refused, which can also happen because another packet
-    /// of the flow has set it since. [`FIXED_TIMEOUT`](ConntrackStatus::FIXED_TIMEOUT) and
-    /// [`HELPER`](ConntrackStatus::HELPER) become what this says, set or cleared. All other bits are the
-    /// kernel's and ignored.
+    /// [`SEEN_REPLY`](ConntrackStatus::SEEN_REPLY) and [`ASSURED`](ConntrackStatus::ASSURED) can be
+    /// set; a status that lacks one the entry has is refused, which can also happen because another
+    /// packet of the flow has set it since. [`FIXED_TIMEOUT`](ConntrackStatus::FIXED_TIMEOUT) and
+    /// [`HELPER`](ConntrackStatus::HELPER) become what this says, set or cleared. All other bits
+    /// are the kernel's and ignored.
     pub status: Option<ConntrackStatus>,
-    /// Label bits to change. The kernel refuses it for an entry without room for labels, which an entry
-    /// gets only when it is made, and only if some rule then sets labels (`ct label set`) or uses the
-    /// iptables match `connlabel`. Since 3.9.
+    /// Label bits to change. The kernel refuses it for an entry without room for labels, which an
+    /// entry gets only when it is made, and only if some rule then sets labels (`ct label set`) or
+    /// uses the iptables match `connlabel`. Since 3.9.
     pub labels: Option<LabelsChange>,
     /// Mark bits to change.
     pub mark: Option<MarkChange>,
@@ -103,8 +104,9 @@ impl ConntrackChange {
     ///
     /// # Errors
     ///
-    /// [`ParseError`] for a malformed attribute and for what the kernel refuses whatever the entry: a
-    /// short value, labels of more than 16 bytes or not a multiple of four, a mask of another length.
+    /// [`ParseError`] for a malformed attribute and for what the kernel refuses whatever the entry:
+    /// a short value, labels of more than 16 bytes or not a multiple of four, a mask of another
+    /// length.
     pub fn parse(attributes: Attributes<'_>) -> Result<Self, ParseError> {
         let mut change = Self::default();
         let (mut mark, mut mark_mask) = (None, None);
@@ -135,8 +137,9 @@ fn u32_of(attribute: Attribute<'_>) -> Result<u32, ParseError> {
 
 /// A change of a flow's mark: the bits of `mask` are cleared, then those of `value` are toggled.
 ///
-/// Bits of `value` outside `mask` therefore flip what the flow has. [`MarkChange::bits`] has none of
-/// them. A mask of all ones goes without the attribute `CTA_MARK_MASK`, which old kernels do not know.
+/// Bits of `value` outside `mask` therefore flip what the flow has. [`MarkChange::bits`] has none
+/// of them. A mask of all ones goes without the attribute `CTA_MARK_MASK`, which old kernels do not
+/// know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MarkChange {
     /// Bits to toggle after clearing (`CTA_MARK`).
@@ -152,8 +155,8 @@ impl MarkChange {
         Self { value, mask: u32::MAX }
     }
 
-    /// Sets the bits of `mask` to those of `value` and leaves the others alone, whatever `value` has
-    /// there.
+    /// Sets the bits of `mask` to those of `value` and leaves the others alone, whatever `value`
+    /// has there.
     #[must_use]
     pub const fn bits(value: u32, mask: u32) -> Self {
         Self { value: value & mask, mask }
@@ -172,8 +175,8 @@ impl MarkChange {
 
 /// A change of a flow's label bits, by the same arithmetic as [`MarkChange`].
 ///
-/// The bytes are as the kernel holds them, an array of `unsigned long` in host order: on little-endian
-/// machines label `n` is bit `n % 8` of byte `n / 8`.
+/// The bytes are as the kernel holds them, an array of `unsigned long` in host order: on
+/// little-endian machines label `n` is bit `n % 8` of byte `n / 8`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LabelsChange {
     /// Bits to toggle after clearing (`CTA_LABELS`).
@@ -189,8 +192,8 @@ impl LabelsChange {
         Self { value, mask: [0xff; 16] }
     }
 
-    /// Sets the bits of `mask` to those of `value` and leaves the others alone, whatever `value` has
-    /// there.
+    /// Sets the bits of `mask` to those of `value` and leaves the others alone, whatever `value`
+    /// has there.
     #[must_use]
     pub fn bits(value: [u8; 16], mask: [u8; 16]) -> Self {
         Self { value: std::array::from_fn(|i| value[i] & mask[i]), mask }

@@ -1,10 +1,10 @@
 //! `NFQA_CT`: the conntrack entry that comes with a packet, and changes of it that go back with a
 //! verdict.
 //!
-//! The numbers are those of `netfilter/nfnetlink_conntrack.h` ([`constants`](crate::constants) has them).
-//! Attributes that are absent, too short or malformed read as `None`. What has no accessor here, such as
-//! counters, time stamps and helpers, is found by number ([`Conntrack::attribute`]), or in the full tree
-//! that `Conntrack::to_attributes` makes (feature `conntrack`).
+//! The numbers are those of `netfilter/nfnetlink_conntrack.h` ([`constants`](crate::constants) has
+//! them). Attributes that are absent, too short or malformed read as `None`. What has no accessor
+//! here, such as counters, time stamps and helpers, is found by number ([`Conntrack::attribute`]),
+//! or in the full tree that `Conntrack::to_attributes` makes (feature `conntrack`).
 
 mod change;
 mod state;
@@ -52,8 +52,8 @@ impl<'a> Conntrack<'a> {
         self.attribute(CTA_ID)?.u32_be()
     }
 
-    /// `IPS_*` bits. The first packet of a flow comes before its entry is confirmed, which happens after
-    /// the packet's last hook.
+    /// `IPS_*` bits. The first packet of a flow comes before its entry is confirmed, which happens
+    /// after the packet's last hook.
     #[must_use]
     pub fn status(&self) -> Option<ConntrackStatus> {
         self.attribute(CTA_STATUS)?.u32_be().map(ConntrackStatus)
@@ -72,15 +72,15 @@ impl<'a> Conntrack<'a> {
         self.attribute(CTA_MARK)?.u32_be()
     }
 
-    /// The zone of both directions; absent when it is 0 and where only one direction has a zone, which
-    /// is then in [`Tuple::zone`].
+    /// The zone of both directions; absent when it is 0 and where only one direction has a zone,
+    /// which is then in [`Tuple::zone`].
     #[must_use]
     pub fn zone(&self) -> Option<u16> {
         self.attribute(CTA_ZONE)?.u16_be()
     }
 
-    /// The label bits, 16 bytes in the order of [`LabelsChange::value`]; absent when none is set. Since
-    /// 3.9.
+    /// The label bits, 16 bytes in the order of [`LabelsChange::value`]; absent when none is set.
+    /// Since 3.9.
     #[must_use]
     pub fn labels(&self) -> Option<&'a [u8]> {
         self.attribute(CTA_LABELS).map(|attribute| attribute.value())
@@ -105,15 +105,16 @@ impl<'a> Conntrack<'a> {
         Tuple::read(self.attribute(CTA_TUPLE_REPLY)?.nested())
     }
 
-    /// The full tree as netlink-packet-netfilter has it, for what the accessors leave out. Copies and
-    /// allocates.
+    /// The full tree as netlink-packet-netfilter has it, for what the accessors leave out. Copies
+    /// and allocates.
     ///
     /// Attributes that crate does not know are in it as bytes, in the order the kernel sent them.
     ///
     /// # Errors
     ///
-    /// All or nothing, unlike the accessors: [`DecodeError`] if one attribute is malformed, if a value
-    /// of a known one is shorter or longer than its type, or if stray bytes follow the last one.
+    /// All or nothing, unlike the accessors: [`DecodeError`] if one attribute is malformed, if a
+    /// value of a known one is shorter or longer than its type, or if stray bytes follow the last
+    /// one.
     #[cfg(feature = "conntrack")]
     #[cfg_attr(docsrs, doc(cfg(feature = "conntrack")))]
     pub fn to_attributes(&self) -> Result<Vec<ConntrackAttribute>, DecodeError> {

@@ -1,5 +1,5 @@
-//! What conntrack knows about a flow: the packet's part in it, the entry's status bits, the state of a
-//! TCP connection.
+//! What conntrack knows about a flow: the packet's part in it, the entry's status bits, the state
+//! of a TCP connection.
 
 use std::fmt;
 
@@ -19,8 +19,8 @@ impl ConntrackInfo {
     pub const ESTABLISHED: Self = Self(IP_CT_ESTABLISHED);
     /// First packet of an expected flow, or an ICMP error about a flow (`IP_CT_RELATED`).
     pub const RELATED: Self = Self(IP_CT_RELATED);
-    /// Of a flow that has not been answered: its first packet or a further one in the same direction
-    /// (`IP_CT_NEW`).
+    /// Of a flow that has not been answered: its first packet or a further one in the same
+    /// direction (`IP_CT_NEW`).
     pub const NEW: Self = Self(IP_CT_NEW);
     /// Of a flow that has been answered, in its reply direction; the first answer as well
     /// (`IP_CT_ESTABLISHED_REPLY`).

@@ -27,8 +27,8 @@ pub struct Tuple {
 
 /// What identifies a flow of ICMP or `ICMPv6` messages.
 ///
-/// The two directions have the same id; the type of the reply direction is that of the answer, such as
-/// 0 (echo reply) to 8 (echo request), or 129 to 128 in `ICMPv6`.
+/// The two directions have the same id; the type of the reply direction is that of the answer, such
+/// as 0 (echo reply) to 8 (echo request), or 129 to 128 in `ICMPv6`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Icmp {
     /// The id of echo messages and other queries, host order.

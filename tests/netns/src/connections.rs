@@ -61,8 +61,8 @@ const UNHEARD_OF: u32 = 0xfedc_ba98;
 const REGISTER: Register = Register::Reg1;
 
 impl Namespace {
-    /// Makes the kernel follow connections here (conntrack), which it does as soon as a rule may ask for
-    /// their state. Lasts as long as the namespace.
+    /// Makes the kernel follow connections here (conntrack), which it does as soon as a rule may
+    /// ask for their state. Lasts as long as the namespace.
     ///
     /// # Errors
     ///
@@ -73,12 +73,13 @@ impl Namespace {
         self.add_rule("follow", "following connections", rule)
     }
 
-    /// Makes room for label bits in the entries of connections from now on, which the kernel does as soon as
-    /// a rule may set them. Follows connections, too.
+    /// Makes room for label bits in the entries of connections from now on, which the kernel does
+    /// as soon as a rule may set them. Follows connections, too.
     ///
     /// # Errors
     ///
-    /// As [`track_connections`](Self::track_connections), and the same where the kernel has no labels.
+    /// As [`track_connections`](Self::track_connections), and the same where the kernel has no
+    /// labels.
     pub fn label_connections(&self) -> Result<(), Error> {
         let load = |data| {
             let data = Immediate::Data(DataAttribute::Value(data));
@@ -102,7 +103,8 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// As [`track_connections`](Self::track_connections), and the same where the kernel cannot translate.
+    /// As [`track_connections`](Self::track_connections), and the same where the kernel cannot
+    /// translate.
     pub fn translate_destinations(&self, to: Ipv4Addr) -> Result<(), Error> {
         let chain = Chain {
             kind: "nat",
@@ -127,8 +129,8 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// [`Error::System`]: `EOPNOTSUPP` or `ENOENT` where no security module labels packets, `EINVAL` if it
-    /// does not know the context.
+    /// [`Error::System`]: `EOPNOTSUPP` or `ENOENT` where no security module labels packets,
+    /// `EINVAL` if it does not know the context.
     pub fn label_packets(&self, context: &str) -> Result<(), Error> {
         const NAME: &str = "context";
         let text = |kind, text: &str| DefaultNla::new(kind, [text.as_bytes(), b"\0"].concat());

@@ -1,9 +1,9 @@
-//! Private network namespaces for the tests and examples of netfilterqueue: made, wired up and taken
-//! away from Rust, as root or, where the host permits user namespaces, as an ordinary user.
+//! Private network namespaces for the tests and examples of netfilterqueue: made, wired up and
+//! taken away from Rust, as root or, where the host permits user namespaces, as an ordinary user.
 //!
-//! A namespace belongs to threads, not to the process: tests that run in parallel can each have their
-//! own, and the kernel takes a namespace away with all its links and rules when the last thread,
-//! socket and [`Namespace`] that hold it are gone.
+//! A namespace belongs to threads, not to the process: tests that run in parallel can each have
+//! their own, and the kernel takes a namespace away with all its links and rules when the last
+//! thread, socket and [`Namespace`] that hold it are gone.
 //!
 //! ```no_run
 //! use netfilterqueue_netns::{Namespace, enter_user_namespace};

@@ -30,7 +30,8 @@ impl Namespace {
         other.wait_until_up(other_name)
     }
 
-    /// Makes a bridge, without the spanning tree protocol, and turns it on. Without ports it cannot send.
+    /// Makes a bridge, without the spanning tree protocol, and turns it on. Without ports it cannot
+    /// send.
     ///
     /// # Errors
     ///
@@ -40,13 +41,13 @@ impl Namespace {
         self.set_link(name, true)
     }
 
-    /// Makes a link a port of a bridge, both of them on; it leaves the one it may be a port of. Returns
-    /// when they can forward.
+    /// Makes a link a port of a bridge, both of them on; it leaves the one it may be a port of.
+    /// Returns when they can forward.
     ///
     /// # Errors
     ///
-    /// [`Error::System`]: `ENODEV` without such links, `EOPNOTSUPP` if `bridge` is none, `TimedOut` if
-    /// one of them is off.
+    /// [`Error::System`]: `ENODEV` without such links, `EOPNOTSUPP` if `bridge` is none, `TimedOut`
+    /// if one of them is off.
     pub fn set_master(&self, name: &str, bridge: &str) -> Result<(), Error> {
         self.request(format!("making {name} a port of {bridge}"), 0, || {
             Ok(rtnetlink::master(rtnetlink::index(name)?, rtnetlink::index(bridge)?))
@@ -56,8 +57,8 @@ impl Namespace {
         self.wait_until_up(bridge)
     }
 
-    /// Makes a link that sends and receives what has the 802.1Q tag `id` on the link `parent`, which
-    /// must be on.
+    /// Makes a link that sends and receives what has the 802.1Q tag `id` on the link `parent`,
+    /// which must be on.
     ///
     /// # Errors
     ///
@@ -71,11 +72,13 @@ impl Namespace {
         self.wait_until_up(name)
     }
 
-    /// Makes a tunnel for Ethernet frames over UDP (VXLAN, port 4789) to the host `remote`, and turns it on.
+    /// Makes a tunnel for Ethernet frames over UDP (VXLAN, port 4789) to the host `remote`, and
+    /// turns it on.
     ///
     /// # Errors
     ///
-    /// [`Error::System`]: `EEXIST` if the name or the tunnel is taken, `EOPNOTSUPP` if the kernel has no VXLAN.
+    /// [`Error::System`]: `EEXIST` if the name or the tunnel is taken, `EOPNOTSUPP` if the kernel
+    /// has no VXLAN.
     pub fn vxlan(&self, name: &str, id: u32, remote: Ipv4Addr) -> Result<(), Error> {
         let operation = format!("making the tunnel {name} to {remote}");
         self.request(operation, CREATE, || Ok(rtnetlink::vxlan(name, id, remote)))?;
@@ -112,8 +115,8 @@ impl Namespace {
         self.request(operation, 0, || Ok(rtnetlink::link_up(rtnetlink::index(name)?, up)))
     }
 
-    /// Gives a link another name. It goes off and on again on the way, which drops packets that are queued
-    /// with it.
+    /// Gives a link another name. It goes off and on again on the way, which drops packets that are
+    /// queued with it.
     ///
     /// # Errors
     ///
@@ -147,8 +150,8 @@ impl Namespace {
             .map_err(Error::of(format!("reading the address of {name}")))
     }
 
-    /// Gives a link another Ethernet address. A bridge keeps it, where it otherwise takes the lowest of
-    /// its ports.
+    /// Gives a link another Ethernet address. A bridge keeps it, where it otherwise takes the
+    /// lowest of its ports.
     ///
     /// # Errors
     ///

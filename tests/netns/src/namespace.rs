@@ -14,7 +14,8 @@ use crate::error::Error;
 use crate::rtnetlink::{self, Message};
 use crate::user::write;
 
-/// Settings of IPv6 that would send packets of their own accord or keep addresses unusable at first.
+/// Settings of IPv6 that would send packets of their own accord or keep addresses unusable at
+/// first.
 const QUIET_IPV6: [&str; 3] = ["accept_dad", "accept_ra", "router_solicitations"];
 
 /// A network namespace. It lives at least as long as this handle.
@@ -27,8 +28,8 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes a network namespace with loopback up: 127.0.0.1/8 and `::1/128`. IPv6 duplicate address
-    /// detection and router advertisements are off where the host lets us turn them off.
+    /// Makes a network namespace with loopback up: 127.0.0.1/8 and `::1/128`. IPv6 duplicate
+    /// address detection and router advertisements are off where the host lets us turn them off.
     ///
     /// # Errors
     ///
@@ -63,8 +64,8 @@ impl Namespace {
     ///
     /// # Errors
     ///
-    /// [`Error::NotPermitted`] without `CAP_SYS_ADMIN` in this namespace's user namespace and in the
-    /// caller's.
+    /// [`Error::NotPermitted`] without `CAP_SYS_ADMIN` in this namespace's user namespace and in
+    /// the caller's.
     pub fn enter(&self) -> Result<(), Error> {
         setns(&self.fd, CloneFlags::CLONE_NEWNET).map_err(Error::of("setns(CLONE_NEWNET)"))
     }
@@ -120,8 +121,8 @@ impl Namespace {
         self.add_route(everywhere, 0, via)
     }
 
-    /// Tells a link once and for all which Ethernet address an IP address has, so that it never asks by
-    /// ARP or neighbor discovery.
+    /// Tells a link once and for all which Ethernet address an IP address has, so that it never
+    /// asks by ARP or neighbor discovery.
     ///
     /// # Errors
     ///
@@ -161,7 +162,8 @@ impl Namespace {
         self.try_run(|| write(&path, value))?
     }
 
-    /// What a setting is, without the end of the line; named as for [`set_sysctl`](Self::set_sysctl).
+    /// What a setting is, without the end of the line; named as for
+    /// [`set_sysctl`](Self::set_sysctl).
     ///
     /// # Errors
     ///

@@ -49,8 +49,8 @@ impl Namespace {
     }
 }
 
-/// Does not return in a process that [`Namespace::resident`] has started: it stays until its parent lets
-/// it go, or ends.
+/// Does not return in a process that [`Namespace::resident`] has started: it stays until its parent
+/// lets it go, or ends.
 pub fn stay_if_resident() {
     if env::var_os(RESIDENT).is_some() {
         let _ = io::copy(&mut io::stdin(), &mut io::sink());

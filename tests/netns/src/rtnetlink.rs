@@ -1,5 +1,5 @@
-//! The few requests of rtnetlink that wire namespaces up: what `ip link`, `ip address`, `ip neighbor` and
-//! `ip route` send.
+//! The few requests of rtnetlink that wire namespaces up: what `ip link`, `ip address`, `ip
+//! neighbor` and `ip route` send.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};

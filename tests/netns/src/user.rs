@@ -13,8 +13,8 @@ use crate::namespace;
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
 
-/// Moves the process into a network namespace of its own, and into a user namespace if it needs that
-/// for it; there it is root. Loopback is up.
+/// Moves the process into a network namespace of its own, and into a user namespace if it needs
+/// that for it; there it is root. Loopback is up.
 ///
 /// For programs with one thread that want nothing else, such as examples.
 ///
