@@ -30,13 +30,13 @@ pub struct Batch {
 impl Batch {
     /// Makes a batch of `capacity` packets of any size; 0 is taken as 1.
     ///
-    /// # Panics
-    ///
-    /// If that is more memory than the address space holds.
-    ///
     /// It reserves 68 KiB of address space per packet, of which the system backs only what packets
     /// have filled. More than 64 brings no more speed: 64 is the most that one system call
     /// receives.
+    ///
+    /// # Panics
+    ///
+    /// If that is more memory than the address space holds.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         Self::with_buffer_len(capacity, WHOLE_PACKET_LEN)

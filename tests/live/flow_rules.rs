@@ -9,11 +9,12 @@ use netfilterqueue::{Batch, Decided, FlowBypass, FlowMarks, Packet, Queue};
 use netfilterqueue_netns::Namespace;
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::bridge_rules::{BEFORE_BR_NETFILTER, Bridged, has_nft_queue, install_for_bridge};
 use crate::flow::{
     Expect, MARKS, OUTCOMES, accept, expect_dropped, expect_passing, expect_queued, install,
     judge_next, udp_rules,
 };
+use crate::kernel::{BEFORE_BR_NETFILTER, has_nft_queue, install_for_bridge};
+use crate::netns::Bridged;
 use crate::support::{Peers, UdpPair, V4, wait_until};
 use crate::{Test, tests};
 
@@ -241,9 +242,8 @@ fn bridged_flows_are_remembered(host: &Namespace) {
     let (_rules, bypass) = install(rules);
     let peers = Bridged::by(host);
     let mut queue = Queue::builder(1).bind().unwrap();
-    for make in [Bridged::udp_v4, Bridged::udp_v6] {
-        for (decide, expect) in OUTCOMES {
-            let (udp, other) = (make(&peers), make(&peers));
+    for (decide, expect) in OUTCOMES {
+        for (udp, other) in peers.udp().into_iter().zip(peers.udp()) {
             expect_queued(&mut queue, &udp);
             udp.send(b"decided");
             judge_next(&mut queue, |packet| {

@@ -38,18 +38,35 @@ pub fn takes_bytes() -> bool {
     version() < (7, 2) || users.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
-/// Queues frames that cross a bridge. Where the kernel cannot, it can queue IP packets only by the
-/// target, which the bridge family does not have.
-pub fn queue_bridged(hook: Hook, rule: Rule) -> Option<InstalledRules> {
-    match Rules::new(hook).family(Family::BRIDGE).rule(rule).install() {
+/// Before `br_netfilter` takes packets out, should it be loaded.
+pub const BEFORE_BR_NETFILTER: i32 = -100;
+
+/// Whether the kernel has nft's `queue` expression, without which there are no rules in the bridge family.
+pub fn has_nft_queue() -> bool {
+    let rules = Rules::new(Hook::INPUT).rule(Rule::queue(0).mark(u32::MAX)).install().unwrap();
+    rules.mechanism() == Mechanism::NftQueue
+}
+
+/// Installs rules for frames that cross a bridge. Where the kernel cannot queue them it says so, and can
+/// queue IP packets only by the target, which the bridge family does not have.
+pub fn install_for_bridge(rules: Rules) -> Option<InstalledRules> {
+    match rules.install() {
         Err(error @ Error::NoRuleSupport) => {
-            let ip = Rules::new(hook).rule(Rule::queue(0).mark(u32::MAX)).install().unwrap();
-            assert_eq!(ip.mechanism(), Mechanism::XtNfqueue, "nft_queue is there: {error}");
+            assert!(!has_nft_queue(), "nft_queue is there: {error}");
             lacks("bridge", error);
             None
         }
-        result => Some(result.unwrap()),
+        result => {
+            let rules = result.unwrap();
+            assert_eq!(rules.mechanism(), Mechanism::NftQueue);
+            Some(rules)
+        }
     }
+}
+
+/// Queues frames that cross a bridge, where the kernel can.
+pub fn queue_bridged(hook: Hook, rule: Rule) -> Option<InstalledRules> {
+    install_for_bridge(Rules::new(hook).family(Family::BRIDGE).rule(rule))
 }
 
 /// Binds a queue whose packets come with their conntrack entry. Where the kernel cannot do that, it

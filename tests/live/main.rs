@@ -27,11 +27,14 @@ mod harness;
 mod held;
 mod kernel;
 mod lifecycle;
+mod many_deadlines;
 mod netns;
+mod offloaded;
 mod pcap;
 mod performance;
 mod pressure;
 mod rules;
+mod settings;
 mod several;
 mod shared;
 mod support;
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         &conntrack_changes::TESTS[..],
         &captures::TESTS[..],
         &lifecycle::TESTS[..],
+        &many_deadlines::TESTS[..],
         &closing::TESTS[..],
         &pressure::TESTS[..],
         &errors::TESTS[..],
@@ -73,7 +77,9 @@ fn main() -> ExitCode {
         &flow_connections::TESTS[..],
         &flow_rules::TESTS[..],
         &netns::TESTS[..],
+        &offloaded::TESTS[..],
         &several::TESTS[..],
+        &settings::TESTS[..],
         &shared::TESTS[..],
         &deadlines::TESTS[..],
         &elsewhere::TESTS[..],
