@@ -2,7 +2,7 @@
 //! contents, the kernel's own counters the checksums.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -24,7 +24,7 @@ use crate::edits::pattern;
 use crate::harness::{Test, tests};
 use crate::pcap::Pcap;
 use crate::support::{
-    CLIENT_V4, CLIENT_V6, Judging, Peers, SERVER_V4, SERVER_V6, SOON, UdpPair, V4,
+    CLIENT_V4, CLIENT_V6, Judging, Peers, SERVER_V4, SERVER_V6, SOON, UdpPair, V4, connect,
     internet_checksum, judge_while, queue_udp, receive_exactly,
 };
 
@@ -172,10 +172,7 @@ fn tcp_of_any_length(router: &Namespace) {
                 packet.accept()
             },
             || {
-                let mut client =
-                    peers.client.run(|| TcpStream::connect_timeout(&to, SOON)).expect("connected");
-                let (mut server, _) = listener.accept().unwrap();
-                server.set_read_timeout(Some(SOON)).unwrap();
+                let (mut client, mut server) = connect(&peers.client, &listener);
                 client.write_all(&pattern(9, SENT)).unwrap();
                 let mut received = vec![0; new.len()];
                 server.read_exact(&mut received).expect("the edited data arrives");
@@ -274,11 +271,7 @@ fn a_stream_of_200_mb_with_every_packet_edited(router: &Namespace) {
         packet.accept()
     });
     let listener = peers.server.run(|| TcpListener::bind((SERVER_V4, 0)).unwrap());
-    let to = listener.local_addr().unwrap();
-    let mut client = peers.client.run(|| TcpStream::connect_timeout(&to, SOON)).expect("connected");
-    let (mut server, _) = listener.accept().unwrap();
-    server.set_read_timeout(Some(SOON)).unwrap();
-    client.set_write_timeout(Some(SOON)).unwrap();
+    let (mut client, mut server) = connect(&peers.client, &listener);
     // A prime number of bytes, so that no block of them lies twice at the same place of a packet.
     let block = pattern(3, 65_521);
     let expected: Vec<u8> = block.iter().map(|byte| byte ^ KEY).collect();

@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 use std::thread;
 use std::time::Duration;
 
-use netfilterqueue::rules::InstalledRules;
+use netfilterqueue::rules::{FlowMarks, Hook, InstalledRules, Protocol, Rule, Rules};
 use netfilterqueue::{Batch, Error, Operation, Queue, Verdict};
 use netfilterqueue_netns::Namespace;
 use nix::sys::socket::setsockopt;
@@ -14,10 +14,11 @@ use nix::sys::socket::sockopt::SndBuf;
 use crate::support::{QUIET, UdpPair, V4, judge, queue_udp, receive_exactly};
 use crate::{Test, tests};
 
-pub const TESTS: [Test; 9] = tests![
+pub const TESTS: [Test; 10] = tests![
     a_batch_that_cannot_be_sent_keeps_its_decisions,
     a_dropped_batch_that_could_not_be_sent_is_answered_later,
     decisions_survive_a_dropped_batch_that_could_not_be_sent,
+    a_dropped_flow_stays_dropped_without_its_edit,
     a_blocked_queue_sends_what_a_dropped_batch_could_not,
     a_queue_that_closes_during_a_commit_leaves_an_empty_batch,
     a_lost_answer_is_asked_for_again,
@@ -101,6 +102,25 @@ fn decisions_survive_a_dropped_batch_that_could_not_be_sent(_: &Namespace) {
     assert!(matches!(queue.recv(&mut Batch::new(1)), Err(Error::WouldBlock)));
     assert_eq!(udp.receive_all(1), [b"accepted"], "the edited one met with the default verdict");
     assert_eq!((queue.stats().held, queue.stats().answered), (0, 3));
+}
+
+/// The rules must learn of the decision although the edit that went with it is lost.
+fn a_dropped_flow_stays_dropped_without_its_edit(_: &Namespace) {
+    let mut queue = Queue::builder(1).on_undecided(Verdict::Accept).bind().unwrap();
+    let rules = Rules::new(Hook::OUTPUT).rule(Rule::queue(1).protocol(Protocol::UDP));
+    let rules = rules.flow_bypass(FlowMarks::default()).install().unwrap();
+    let udp = UdpPair::new(V4);
+    udp.send(&LONG);
+    let mut batch = receive_exactly(&mut queue, 1);
+    let mut packet = batch.iter_mut().next().unwrap();
+    packet.payload_mut().unwrap();
+    packet.drop_flow(rules.flow_bypass().unwrap());
+    shrink_send_buffer(&queue);
+    drop(batch);
+    queue.set_nonblocking(true);
+    assert!(matches!(queue.recv(&mut Batch::new(1)), Err(Error::WouldBlock)));
+    assert_eq!((queue.stats().held, queue.stats().answered), (0, 1));
+    udp.expect_nothing();
 }
 
 fn a_blocked_queue_sends_what_a_dropped_batch_could_not(_: &Namespace) {

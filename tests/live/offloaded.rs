@@ -2,7 +2,7 @@
 //! make it impossible.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -17,7 +17,7 @@ use crate::completed::{FAMILIES, Path, checksum_errors, expect_no_checksum_error
 use crate::craft::data_mut;
 use crate::edits::pattern;
 use crate::harness::{Test, tests};
-use crate::support::{Peers, SERVER_V4, SOON, UdpPair, judge_while, receive_exactly};
+use crate::support::{Peers, SERVER_V4, UdpPair, connect, judge_while, receive_exactly};
 
 pub const TESTS: [Test; 4] = tests![
     a_udp_super_packet_is_not_edited,
@@ -65,7 +65,6 @@ fn a_tcp_super_packet_is_not_shortened(router: &Namespace) {
     let peers = Peers::of(router);
     let mut path = Path::new(Protocol::TCP, true);
     let listener = peers.server.run(|| TcpListener::bind((SERVER_V4, 0)).unwrap());
-    let to = listener.local_addr().unwrap();
     let sent = pattern(1, 1 << 20);
     let refused = AtomicUsize::new(0);
     judge_while(
@@ -81,10 +80,7 @@ fn a_tcp_super_packet_is_not_shortened(router: &Namespace) {
             packet.accept()
         },
         || {
-            let mut client =
-                peers.client.run(|| TcpStream::connect_timeout(&to, SOON)).expect("connected");
-            let (mut server, _) = listener.accept().unwrap();
-            server.set_read_timeout(Some(SOON)).unwrap();
+            let (mut client, mut server) = connect(&peers.client, &listener);
             let mut received = vec![0; sent.len()];
             thread::scope(|scope| {
                 scope.spawn(|| client.write_all(&sent).unwrap());
@@ -141,7 +137,6 @@ fn a_packet_with_another_ones_checksum_is_not_edited(here: &Namespace) {
     let rule = Rule::queue(1).protocol(Protocol::UDP).destination_port(4789);
     let _rules = Rules::new(Hook::OUTPUT).rule(rule).install().unwrap();
     let listener = there.run(|| TcpListener::bind((INNER[1], 0)).unwrap());
-    let to = listener.local_addr().unwrap();
     let mut refused = 0;
     judge_while(
         &mut queue,
@@ -156,9 +151,7 @@ fn a_packet_with_another_ones_checksum_is_not_edited(here: &Namespace) {
             packet.accept()
         },
         || {
-            let mut client = TcpStream::connect_timeout(&to, SOON).expect("connected");
-            let (mut server, _) = listener.accept().unwrap();
-            server.set_read_timeout(Some(SOON)).unwrap();
+            let (mut client, mut server) = connect(here, &listener);
             client.write_all(b"through the tunnel").unwrap();
             let mut received = [0; 18];
             server.read_exact(&mut received).expect("it arrives");

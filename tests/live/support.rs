@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "every test binary that includes this file uses a part of it")]
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -261,6 +261,16 @@ impl Peers {
     pub fn udp_v6(&self) -> UdpPair {
         UdpPair::between((&self.client, CLIENT_V6), (&self.server, SERVER_V6))
     }
+}
+
+/// A TCP connection from one namespace to a listener in another: its two ends.
+pub fn connect(from: &Namespace, listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let to = listener.local_addr().expect("an address");
+    let client = from.run(|| TcpStream::connect_timeout(&to, SOON)).expect("connected");
+    let (server, _) = listener.accept().expect("a connection");
+    client.set_write_timeout(Some(SOON)).expect("a timeout");
+    server.set_read_timeout(Some(SOON)).expect("a timeout");
+    (client, server)
 }
 
 /// Where the data of a UDP packet starts: behind an IPv4 header without options or an IPv6 one
