@@ -13,7 +13,9 @@ use crate::constants::{NLA_F_NESTED, NLA_F_NET_BYTEORDER, NLA_TYPE_MASK};
 use crate::error::ParseError;
 
 /// `sizeof(struct nlattr)`.
-pub const HEADER_LEN: usize = 4;
+pub const HEADER_LEN: usize = HEADER_LEN_U16 as usize;
+/// The same, as lengths stand in the header.
+pub(crate) const HEADER_LEN_U16: u16 = 4;
 /// The longest value that the 16-bit length field can describe, in bytes.
 pub const MAX_VALUE_LEN: usize = u16::MAX as usize - HEADER_LEN;
 
@@ -172,13 +174,24 @@ pub fn push(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
 }
 
 /// Appends an attribute with a network-order u32.
+#[inline]
 pub fn push_u32_be(out: &mut Vec<u8>, kind: u16, value: u32) {
-    push(out, kind, &value.to_be_bytes());
+    let mut attribute = [0; HEADER_LEN + 4];
+    write_header(&mut attribute, kind, 4);
+    BigEndian::write_u32(&mut attribute[HEADER_LEN..], value);
+    out.extend_from_slice(&attribute);
 }
 
 /// Appends an attribute with a network-order u16, padded.
 pub fn push_u16_be(out: &mut Vec<u8>, kind: u16, value: u16) {
     push(out, kind, &value.to_be_bytes());
+}
+
+/// Writes the header of an attribute over the start of `out`.
+#[inline]
+pub(crate) fn write_header(out: &mut [u8], kind: u16, value_len: u16) {
+    NativeEndian::write_u16(&mut out[0..2], HEADER_LEN_U16 + value_len);
+    NativeEndian::write_u16(&mut out[2..4], kind);
 }
 
 /// Appends only the header of an attribute, for a value that is sent from another buffer.

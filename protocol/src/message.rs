@@ -108,6 +108,7 @@ impl<'a> Message<'a> {
     }
 
     /// What follows the netlink header.
+    #[inline]
     #[must_use]
     pub fn body(&self) -> &'a [u8] {
         &self.bytes[NLMSG_HEADER_LEN..]
@@ -201,6 +202,7 @@ impl Nfgenmsg {
         Ok((header, Attributes::at(attributes, ATTRIBUTES_OFFSET)))
     }
 
+    #[inline]
     pub(crate) fn emit(self) -> [u8; NFGENMSG_LEN] {
         let mut out = [0; NFGENMSG_LEN];
         out[FAMILY] = self.family;
@@ -222,14 +224,15 @@ pub(crate) fn push_message(
 ) {
     let start = out.len();
     let mut head = [0; ATTRIBUTES_OFFSET];
-    // The length stays zero, which every parser refuses, until it is known.
-    NativeEndian::write_u16(&mut head[KIND], header.kind);
-    NativeEndian::write_u16(&mut head[FLAGS], header.flags);
-    NativeEndian::write_u32(&mut head[SEQUENCE], header.sequence);
-    NativeEndian::write_u32(&mut head[PORT], header.port);
-    head[NLMSG_HEADER_LEN..].copy_from_slice(&header.nfgenmsg.emit());
+    header.write(&mut head);
     out.extend_from_slice(&head);
     attributes(out);
+    state_length(out, start, beyond);
+}
+
+/// Writes the length of the message that starts at `start`, now that it is known.
+#[inline]
+pub(crate) fn state_length(out: &mut [u8], start: usize, beyond: usize) {
     let length = u32::try_from(out.len() - start + beyond).expect("netlink message above 4 GiB");
     NativeEndian::write_u32(&mut out[start..][LENGTH], length);
 }
@@ -242,6 +245,19 @@ pub(crate) struct Header {
     pub(crate) sequence: u32,
     pub(crate) port: u32,
     pub(crate) nfgenmsg: Nfgenmsg,
+}
+
+impl Header {
+    /// Writes both headers. The length stays zero, which every parser refuses, until it is known.
+    #[inline]
+    pub(crate) fn write(self, head: &mut [u8; ATTRIBUTES_OFFSET]) {
+        NativeEndian::write_u32(&mut head[LENGTH], 0);
+        NativeEndian::write_u16(&mut head[KIND], self.kind);
+        NativeEndian::write_u16(&mut head[FLAGS], self.flags);
+        NativeEndian::write_u32(&mut head[SEQUENCE], self.sequence);
+        NativeEndian::write_u32(&mut head[PORT], self.port);
+        head[NLMSG_HEADER_LEN..].copy_from_slice(&self.nfgenmsg.emit());
+    }
 }
 
 /// An `NLMSG_ERROR`: the kernel's answer to one request.

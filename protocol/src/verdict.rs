@@ -10,11 +10,11 @@
 
 use byteorder::{BigEndian, ByteOrder};
 
-use crate::attribute::{self, Attribute, MAX_VALUE_LEN};
+use crate::attribute::{self, Attribute, HEADER_LEN, MAX_VALUE_LEN};
 use crate::conntrack::ConntrackChange;
 use crate::constants::*;
 use crate::error::{EncodeError, ParseError};
-use crate::message::{Header, Message, Nfgenmsg, push_message};
+use crate::message::{ATTRIBUTES_OFFSET, Header, Message, Nfgenmsg, state_length};
 use crate::packet::Vlan;
 
 /// What becomes of a packet.
@@ -148,7 +148,7 @@ impl<'a> VerdictMessage<'a> {
     /// # Errors
     ///
     /// As [`VerdictMessage::push`].
-    #[inline]
+    #[inline(always)]
     pub fn push_head(
         &self,
         out: &mut Vec<u8>,
@@ -157,29 +157,45 @@ impl<'a> VerdictMessage<'a> {
         check_payload_len(payload_len)?;
         check_value("NFQA_L2HDR", self.l2_header)?;
         check_value("NFQA_EXP", self.expectation)?;
-        let header = header(NFQNL_MSG_VERDICT, self.queue, self.id);
-        push_message(out, header, payload_len.unwrap_or(0), |out| {
-            push_common(out, self.verdict, self.id, self.mark, self.priority);
-            if let Some(vlan) = self.vlan {
-                attribute::push_nested(out, NFQA_VLAN, |out| {
-                    attribute::push_u16_be(out, NFQA_VLAN_TCI, vlan.tci);
-                    attribute::push_u16_be(out, NFQA_VLAN_PROTO, vlan.proto);
-                });
-            }
-            if let Some(l2_header) = self.l2_header {
-                attribute::push(out, NFQA_L2HDR, l2_header);
-            }
-            if let Some(conntrack) = self.conntrack {
-                conntrack.push(out);
-            }
-            if let Some(expectation) = self.expectation {
-                attribute::push(out, NFQA_EXP | NLA_F_NESTED, expectation);
-            }
-            if let Some(len) = payload_len {
-                attribute::push_header(out, NFQA_PAYLOAD, len);
-            }
-        });
+        let start = out.len();
+        let Self { queue, id, verdict, mark, priority, .. } = *self;
+        push_common(out, NFQNL_MSG_VERDICT, queue, id, verdict, mark, priority);
+        if self.is_rare() {
+            self.push_rare(out);
+        }
+        if let Some(len) = payload_len {
+            attribute::push_header(out, NFQA_PAYLOAD, len);
+        }
+        state_length(out, start, payload_len.unwrap_or(0));
         Ok(())
+    }
+
+    /// Whether there are attributes that few verdicts have.
+    #[inline]
+    const fn is_rare(&self) -> bool {
+        self.vlan.is_some()
+            || self.l2_header.is_some()
+            || self.conntrack.is_some()
+            || self.expectation.is_some()
+    }
+
+    #[cold]
+    fn push_rare(&self, out: &mut Vec<u8>) {
+        if let Some(vlan) = self.vlan {
+            attribute::push_nested(out, NFQA_VLAN, |out| {
+                attribute::push_u16_be(out, NFQA_VLAN_TCI, vlan.tci);
+                attribute::push_u16_be(out, NFQA_VLAN_PROTO, vlan.proto);
+            });
+        }
+        if let Some(l2_header) = self.l2_header {
+            attribute::push(out, NFQA_L2HDR, l2_header);
+        }
+        if let Some(conntrack) = self.conntrack {
+            conntrack.push(out);
+        }
+        if let Some(expectation) = self.expectation {
+            attribute::push(out, NFQA_EXP | NLA_F_NESTED, expectation);
+        }
     }
 
     /// Reads a verdict message. Stricter than the kernel, which takes what stands before a
@@ -230,10 +246,10 @@ impl VerdictBatchMessage {
     /// Appends the message.
     #[inline]
     pub fn push(&self, out: &mut Vec<u8>) {
-        let header = header(NFQNL_MSG_VERDICT_BATCH, self.queue, self.last_id);
-        push_message(out, header, 0, |out| {
-            push_common(out, self.verdict, self.last_id, self.mark, self.priority);
-        });
+        let start = out.len();
+        let Self { queue, last_id, verdict, mark, priority } = *self;
+        push_common(out, NFQNL_MSG_VERDICT_BATCH, queue, last_id, verdict, mark, priority);
+        state_length(out, start, 0);
     }
 
     /// Reads a batch verdict message. Attributes that the kernel ignores in it are ignored here.
@@ -253,28 +269,33 @@ impl VerdictBatchMessage {
     }
 }
 
-fn header(kind: u16, queue: u16, id: u32) -> Header {
-    Header {
+/// Appends what both messages have in common, without the message's length.
+#[inline(always)]
+fn push_common(
+    out: &mut Vec<u8>,
+    kind: u16,
+    queue: u16,
+    id: u32,
+    verdict: Verdict,
+    mark: Option<u32>,
+    priority: Option<u32>,
+) {
+    let header = Header {
         kind,
         flags: NLM_F_REQUEST,
         sequence: id,
         port: u32::from(queue),
         nfgenmsg: Nfgenmsg::new(queue),
+    };
+    // Both headers and the attribute that every verdict has, in one piece.
+    let mut head = [0; ATTRIBUTES_OFFSET + HEADER_LEN + 8];
+    if let Some((headers, attribute)) = head.split_first_chunk_mut() {
+        header.write(headers);
+        attribute::write_header(attribute, NFQA_VERDICT_HDR, 8);
+        BigEndian::write_u32(&mut attribute[4..8], verdict.to_word());
+        BigEndian::write_u32(&mut attribute[8..12], id);
     }
-}
-
-#[inline]
-fn push_common(
-    out: &mut Vec<u8>,
-    verdict: Verdict,
-    id: u32,
-    mark: Option<u32>,
-    priority: Option<u32>,
-) {
-    let mut verdict_hdr = [0; 8];
-    BigEndian::write_u32(&mut verdict_hdr[0..4], verdict.to_word());
-    BigEndian::write_u32(&mut verdict_hdr[4..8], id);
-    attribute::push(out, NFQA_VERDICT_HDR, &verdict_hdr);
+    out.extend_from_slice(&head);
     if let Some(mark) = mark {
         attribute::push_u32_be(out, NFQA_MARK, mark);
     }

@@ -7,11 +7,12 @@ mod common;
 use common::{
     changes, list, message, packet_hdr, queue_message, state_length, touch, touch_packet,
 };
-use netfilterqueue_protocol::attribute::{Attributes, pad, push, push_nested};
+use netfilterqueue_protocol::ParseError;
+use netfilterqueue_protocol::attribute::{Attribute, Attributes, pad, push, push_nested};
 use netfilterqueue_protocol::config::{Command, ConfigFlags, ConfigMessage, CopyMode, FlagChange};
 use netfilterqueue_protocol::conntrack::{Conntrack, ConntrackInfo};
 use netfilterqueue_protocol::constants::*;
-use netfilterqueue_protocol::message::Message;
+use netfilterqueue_protocol::message::{Message, Nfgenmsg};
 use netfilterqueue_protocol::packet::{PacketIndex, PacketMessage, SkbInfo, Vlan};
 use netfilterqueue_protocol::verdict::{Verdict, VerdictBatchMessage, VerdictMessage};
 use proptest::collection::vec;
@@ -235,6 +236,49 @@ fn nearly_messages() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
+/// The attributes of a packet message by way of the iterator, each as long as its type.
+fn plain_walk(bytes: &[u8]) -> Result<Vec<Attribute<'_>>, ParseError> {
+    let message = Message::parse(bytes)?;
+    if message.kind() != NFQNL_MSG_PACKET {
+        let (expected, found) = (NFQNL_MSG_PACKET, message.kind());
+        return Err(ParseError::MessageType { expected, found });
+    }
+    let (_, attributes) = Nfgenmsg::parse(message.body())?;
+    let mut found = Vec::new();
+    for attribute in attributes {
+        let attribute = attribute?;
+        let needed = match attribute.kind() {
+            NFQA_PACKET_HDR => 7,
+            NFQA_VERDICT_HDR => 8,
+            NFQA_TIMESTAMP => 16,
+            NFQA_HWADDR => 12,
+            NFQA_MARK
+            | NFQA_IFINDEX_INDEV
+            | NFQA_IFINDEX_OUTDEV
+            | NFQA_IFINDEX_PHYSINDEV
+            | NFQA_IFINDEX_PHYSOUTDEV
+            | NFQA_CT_INFO
+            | NFQA_CAP_LEN
+            | NFQA_SKB_INFO
+            | NFQA_UID
+            | NFQA_GID
+            | NFQA_PRIORITY
+            | NFQA_CGROUP_CLASSID => 4,
+            _ => 0,
+        };
+        let (kind, had, offset) = (attribute.kind(), attribute.value().len(), attribute.offset());
+        if had < needed {
+            return Err(ParseError::ShortAttribute { kind, needed, had, offset });
+        }
+        found.push(attribute);
+    }
+    if found.iter().any(|attribute| attribute.kind() == NFQA_PACKET_HDR) {
+        Ok(found)
+    } else {
+        Err(ParseError::Missing { attribute: "NFQA_PACKET_HDR" })
+    }
+}
+
 proptest! {
     #[test]
     fn verdict_round_trip(
@@ -319,7 +363,11 @@ proptest! {
         let again = PacketMessage::parse(&second).unwrap();
         prop_assert_eq!(again.index(), packet.index());
         model.check(again);
-        prop_assert_eq!(PacketIndex::salvage(&first), Some((model.queue, model.id)));
+        let salvaged = PacketIndex::salvage(&first).map(|packet| (packet.queue(), packet.id()));
+        prop_assert_eq!(salvaged, Some((model.queue, model.id)));
+        let mut used_before = packet.index();
+        prop_assert_eq!(used_before.parse_into(&second), Ok(()));
+        prop_assert_eq!(used_before, packet.index());
     }
 
     #[test]
@@ -338,6 +386,40 @@ proptest! {
         for (one, other) in [(&first, &second), (&second, &first), (&first, &datagram)] {
             if let Ok(index) = PacketIndex::parse(one) {
                 touch_packet(index.view(other));
+            }
+        }
+    }
+
+    /// The fast walk finds what the plain one does, and the same fault.
+    #[test]
+    fn an_index_agrees_with_the_attributes(
+        bytes in nearly_messages(),
+        starts_well in proptest::bool::weighted(0.8),
+        cut in 0..40_usize,
+    ) {
+        let mut bytes = bytes;
+        if starts_well {
+            bytes[4..6].copy_from_slice(&NFQNL_MSG_PACKET.to_ne_bytes());
+            bytes.splice(20..20, list(&[(NFQA_PACKET_HDR, packet_hdr(7, 0x0800, 3))]));
+            state_length(&mut bytes);
+        }
+        for bytes in [&bytes[..], &bytes[..bytes.len().saturating_sub(cut)]] {
+            let mut used = PacketIndex::default();
+            let parsed = used.parse_into(bytes).map(|()| used);
+            prop_assert_eq!(parsed, PacketIndex::parse(bytes));
+            match (parsed, plain_walk(bytes)) {
+                (Ok(index), Ok(attributes)) => {
+                    let packet = index.view(bytes);
+                    for kind in 0..64 {
+                        let last = attributes.iter().rfind(|found| found.kind() == kind);
+                        prop_assert_eq!(packet.attribute(kind), last.copied(), "{}", kind);
+                    }
+                    let payload = packet.attribute(NFQA_PAYLOAD).map(|found| found.value());
+                    prop_assert_eq!(packet.payload(), payload.unwrap_or_default());
+                    let id = packet.attribute(NFQA_PACKET_HDR).and_then(|found| found.u32_be());
+                    prop_assert_eq!(Some(packet.id()), id);
+                }
+                (parsed, walked) => prop_assert_eq!(parsed.err(), walked.err()),
             }
         }
     }

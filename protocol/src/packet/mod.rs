@@ -7,188 +7,18 @@
 //! Attributes may come in any order. Where one occurs twice the last one counts, as in the kernel's
 //! own parser. Unknown ones are kept: [`PacketMessage::attribute`] finds them by number.
 
+mod index;
+
 use std::time::{Duration, SystemTime};
 
-use byteorder::{BigEndian, ByteOrder, NativeEndian};
+use byteorder::{BigEndian, ByteOrder};
 
-use crate::attribute::{Attribute, Attributes, HEADER_LEN};
+pub use self::index::PacketIndex;
+use crate::attribute::{Attribute, Attributes};
 use crate::conntrack::{Conntrack, ConntrackInfo};
 use crate::constants::*;
 use crate::error::ParseError;
-use crate::message::{ATTRIBUTES_OFFSET, Message, NLMSG_HEADER_LEN, Nfgenmsg};
-
-/// Shortest value that the kernel's type of each attribute allows, by number; 0 where any length
-/// is.
-const MIN_VALUE_LEN: [usize; 23] = {
-    let mut min = [0; 23];
-    min[NFQA_PACKET_HDR as usize] = 7;
-    min[NFQA_VERDICT_HDR as usize] = 8;
-    min[NFQA_MARK as usize] = 4;
-    min[NFQA_TIMESTAMP as usize] = 16;
-    min[NFQA_IFINDEX_INDEV as usize] = 4;
-    min[NFQA_IFINDEX_OUTDEV as usize] = 4;
-    min[NFQA_IFINDEX_PHYSINDEV as usize] = 4;
-    min[NFQA_IFINDEX_PHYSOUTDEV as usize] = 4;
-    min[NFQA_HWADDR as usize] = 12;
-    min[NFQA_CT_INFO as usize] = 4;
-    min[NFQA_CAP_LEN as usize] = 4;
-    min[NFQA_SKB_INFO as usize] = 4;
-    min[NFQA_UID as usize] = 4;
-    min[NFQA_GID as usize] = 4;
-    min[NFQA_PRIORITY as usize] = 4;
-    min[NFQA_CGROUP_CLASSID as usize] = 4;
-    min
-};
-
-/// What one walk over a packet message found: enough to make a [`PacketMessage`] of the same bytes
-/// again without another walk.
-///
-/// Plain data for buffers that are reused: 28 bytes, no borrow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct PacketIndex {
-    id: u32,
-    message_len: u32,
-    payload_offset: u32,
-    payload_len: u32,
-    /// Bit per attribute number 1–22.
-    present: u32,
-    queue: u16,
-    hw_protocol: u16,
-    hook: u8,
-    family: u8,
-}
-
-impl PacketIndex {
-    /// Walks and checks the message at the start of `bytes`.
-    ///
-    /// # Errors
-    ///
-    /// [`ParseError`] says what is malformed and where. [`PacketIndex::salvage`] may still find out
-    /// which packet it was about.
-    #[inline]
-    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
-        Self::of(Message::parse(bytes)?)
-    }
-
-    /// Walks and checks a message whose header has been read.
-    ///
-    /// # Errors
-    ///
-    /// As [`PacketIndex::parse`].
-    #[inline]
-    pub fn of(message: Message<'_>) -> Result<Self, ParseError> {
-        if message.kind() != NFQNL_MSG_PACKET {
-            return Err(ParseError::MessageType {
-                expected: NFQNL_MSG_PACKET,
-                found: message.kind(),
-            });
-        }
-        let (nfgenmsg, attributes) = Nfgenmsg::parse(message.body())?;
-        let mut index = Self {
-            // A message is at most as long as the buffer it was received into.
-            message_len: u32::try_from(message.bytes().len()).unwrap_or(u32::MAX),
-            queue: nfgenmsg.res_id,
-            family: nfgenmsg.family,
-            ..Self::default()
-        };
-        for attribute in attributes {
-            index.note(attribute?)?;
-        }
-        if index.present & (1 << NFQA_PACKET_HDR) == 0 {
-            return Err(ParseError::Missing { attribute: "NFQA_PACKET_HDR" });
-        }
-        Ok(index)
-    }
-
-    #[inline]
-    fn note(&mut self, attribute: Attribute<'_>) -> Result<(), ParseError> {
-        let kind = attribute.kind();
-        let Some(&needed) = MIN_VALUE_LEN.get(usize::from(kind)) else { return Ok(()) };
-        attribute.require(needed)?;
-        self.present |= 1 << kind;
-        let value = attribute.value();
-        match kind {
-            NFQA_PACKET_HDR => {
-                self.id = BigEndian::read_u32(&value[0..4]);
-                self.hw_protocol = BigEndian::read_u16(&value[4..6]);
-                self.hook = value[6];
-            }
-            NFQA_PAYLOAD => {
-                self.payload_offset =
-                    u32::try_from(attribute.offset() + HEADER_LEN).unwrap_or(u32::MAX);
-                self.payload_len = u32::try_from(value.len()).unwrap_or(u32::MAX);
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// Queue number and packet id of a message that [`PacketIndex::parse`] refused, as far as they
-    /// can be read: enough to give the packet a verdict, without which it stays in the kernel's
-    /// queue for ever.
-    ///
-    /// `None` if the bytes do not start like a packet message or end before its first attribute.
-    #[must_use]
-    pub fn salvage(bytes: &[u8]) -> Option<(u16, u32)> {
-        let length = NativeEndian::read_u32(bytes.get(0..4)?) as usize;
-        let kind = NativeEndian::read_u16(bytes.get(4..6)?);
-        if kind != NFQNL_MSG_PACKET {
-            return None;
-        }
-        // What follows the stated end is another message's.
-        let message = bytes.get(..length).unwrap_or(bytes);
-        let (nfgenmsg, attributes) = Nfgenmsg::parse(message.get(NLMSG_HEADER_LEN..)?).ok()?;
-        let header = attributes.last_of(NFQA_PACKET_HDR)?;
-        Some((nfgenmsg.res_id, header.u32_be()?))
-    }
-
-    /// The view of `bytes`, which must be the ones this index was made from: with others the
-    /// accessors return wrong values or `None`, but never panic.
-    #[inline]
-    #[must_use]
-    pub fn view<'a>(&self, bytes: &'a [u8]) -> PacketMessage<'a> {
-        let bytes = bytes.get(..self.message_len as usize).unwrap_or(bytes);
-        PacketMessage { bytes, index: *self }
-    }
-
-    /// The packet id. Ids of a queue are consecutive from 1 and wrap at 2^32.
-    #[must_use]
-    pub const fn id(&self) -> u32 {
-        self.id
-    }
-
-    /// The queue number.
-    #[must_use]
-    pub const fn queue(&self) -> u16 {
-        self.queue
-    }
-
-    /// Length of the whole message in bytes, without padding.
-    #[must_use]
-    pub const fn message_len(&self) -> usize {
-        self.message_len as usize
-    }
-
-    /// Where the payload lies in the message, in bytes; `None` if the kernel sent none.
-    #[must_use]
-    pub const fn payload_range(&self) -> Option<std::ops::Range<usize>> {
-        if !self.has(NFQA_PAYLOAD) {
-            return None;
-        }
-        let start = self.payload_offset as usize;
-        Some(start..start + self.payload_len as usize)
-    }
-
-    /// Whether the kernel copied less than the whole packet (`NFQA_CAP_LEN`).
-    #[must_use]
-    pub const fn is_truncated(&self) -> bool {
-        self.has(NFQA_CAP_LEN)
-    }
-
-    const fn has(&self, kind: u16) -> bool {
-        self.present & (1 << kind) != 0
-    }
-}
+use crate::message::ATTRIBUTES_OFFSET;
 
 /// A queued packet: the view of one message in the buffer it was received into.
 #[derive(Debug, Clone, Copy)]
@@ -389,10 +219,8 @@ impl<'a> PacketMessage<'a> {
     /// The attribute with this number, known here or not.
     #[must_use]
     pub fn attribute(&self, kind: u16) -> Option<Attribute<'a>> {
-        if usize::from(kind) < MIN_VALUE_LEN.len() && !self.index.has(kind) {
-            return None;
-        }
-        self.attributes().last_of(kind)
+        let offset = self.index.offset_of(kind, self.bytes)?;
+        Attributes::at(self.bytes.get(offset..)?, offset).next()?.ok()
     }
 
     /// All attributes in the order the kernel sent them, as borrowed bytes.
