@@ -142,7 +142,8 @@ macro_rules! packet_methods {
         /// which is absent when it is 0. Since 5.18.
         #[must_use]
         pub fn priority(&self) -> Option<u32> {
-            self.slot.priority.or_else(|| self.message().priority())
+            let set = self.slot.changes().and_then(|changes| changes.priority);
+            set.or_else(|| self.message().priority())
         }
 
         /// `net_cls` class id of the sending cgroup; `None` when it is 0. Since 6.4.
@@ -155,7 +156,7 @@ macro_rules! packet_methods {
         /// 4.7.
         #[must_use]
         pub fn vlan(&self) -> Option<Vlan> {
-            let set = self.slot.extras().and_then(|extras| extras.vlan);
+            let set = self.slot.changes().and_then(|changes| changes.extras()?.vlan);
             set.or_else(|| self.message().vlan())
         }
 
@@ -163,7 +164,8 @@ macro_rules! packet_methods {
         /// one it came with. 14 bytes for Ethernet: destination, source, ethertype. Since 4.7.
         #[must_use]
         pub fn l2_header(&self) -> Option<&[u8]> {
-            let set = self.slot.extras().and_then(|extras| extras.l2_header.as_ref());
+            let extras = self.slot.changes().and_then(|changes| changes.extras());
+            let set = extras.and_then(|extras| extras.l2_header.as_ref());
             set.map(L2Header::as_bytes).or_else(|| self.message().l2_header())
         }
 
@@ -190,7 +192,7 @@ macro_rules! packet_methods {
         /// received. Empty if the kernel copied none.
         #[must_use]
         pub fn payload(&self) -> &[u8] {
-            match self.slot.edit {
+            match self.slot.edit() {
                 Some(edit) => self.buffer.get(edit.range()).unwrap_or_default(),
                 None => self.message().payload(),
             }
@@ -200,7 +202,8 @@ macro_rules! packet_methods {
         /// it is 0. The latter alone is `packet.message().mark()`.
         #[must_use]
         pub fn mark(&self) -> Option<u32> {
-            self.slot.mark.or_else(|| self.message().mark())
+            let set = self.slot.changes().and_then(|changes| changes.mark);
+            set.or_else(|| self.message().mark())
         }
 
         /// The kernel's message. After an edit its payload is not the original one any more.
@@ -236,14 +239,14 @@ macro_rules! packet_methods {
         }
 
         /// Sets the mark that the packet leaves with, whatever the verdict.
-        pub const fn set_mark(&mut self, mark: u32) {
-            self.slot.mark = Some(mark);
+        pub fn set_mark(&mut self, mark: u32) {
+            self.slot.changes_mut().mark = Some(mark);
         }
 
         /// Sets the priority (`skb->priority`) that the packet leaves with, whatever the verdict.
         /// Kernels before 5.18 ignore it.
-        pub const fn set_priority(&mut self, priority: u32) {
-            self.slot.priority = Some(priority);
+        pub fn set_priority(&mut self, priority: u32) {
+            self.slot.changes_mut().priority = Some(priority);
         }
 
         /// Gives a bridged frame another VLAN tag, or one if it has none; a tag cannot be taken
@@ -256,7 +259,7 @@ macro_rules! packet_methods {
             if self.family() != Family::BRIDGE {
                 return Err(EditError::NotBridged);
             }
-            self.slot.extras_mut().vlan = Some(vlan);
+            self.slot.changes_mut().extras_mut().vlan = Some(vlan);
             Ok(())
         }
 
@@ -272,7 +275,7 @@ macro_rules! packet_methods {
             let present = self.message().l2_header().ok_or(EditError::NotBridged)?.len();
             let error = EditError::L2HeaderLength { len: header.len(), present };
             let header = L2Header::new(header).filter(|_| header.len() == present);
-            self.slot.extras_mut().l2_header = Some(header.ok_or(error)?);
+            self.slot.changes_mut().extras_mut().l2_header = Some(header.ok_or(error)?);
             Ok(())
         }
 
@@ -287,13 +290,13 @@ macro_rules! packet_methods {
         /// translation, unless a conntrack helper watches it: the kernel then tries to adjust
         /// sequence numbers and logs a warning that it cannot.
         pub fn set_conntrack(&mut self, change: ConntrackChange) {
-            self.slot.extras_mut().conntrack = Some(change);
+            self.slot.changes_mut().extras_mut().conntrack = Some(change);
         }
 
         /// Chooses how this packet leaves if it is edited, other than its queue has it
         /// ([`QueueBuilder::edit_mode`](crate::QueueBuilder::edit_mode)).
-        pub const fn set_edit_mode(&mut self, mode: EditMode) {
-            self.slot.edit_mode = Some(mode);
+        pub fn set_edit_mode(&mut self, mode: EditMode) {
+            self.slot.changes_mut().edit_mode = Some(mode);
         }
 
         /// Sets lengths and checksums of an edited packet now, and says what came of it; without

@@ -1,5 +1,6 @@
 //! The packets of one receive call, and the verdicts that leave in one commit.
 
+use std::slice;
 use std::sync::Arc;
 
 use netfilterqueue_protocol::verdict::Verdict;
@@ -7,8 +8,9 @@ use netfilterqueue_protocol::verdict::Verdict;
 use crate::binding::Binding;
 use crate::error::Error;
 use crate::packet::Packet;
-use crate::slot::{Pairs, Slot, Slots, WHOLE_PACKET_LEN};
-use crate::verdicts::{Datagram, Form};
+use crate::slot::Slot;
+use crate::slots::{Pairs, Slots, WHOLE_PACKET_LEN};
+use crate::verdicts::{Datagram, Form, Run};
 
 /// Receive buffers that belong to the caller, filled by [`Queue::recv`](crate::Queue::recv).
 ///
@@ -90,7 +92,7 @@ impl Batch {
         match result {
             Ok(()) => {}
             // The queue may be closed at any moment, and then its packets are gone.
-            Err(Error::Closed) => self.slots.iter_mut().for_each(Slot::clear),
+            Err(Error::Closed) => self.slots.clear_all(),
             Err(error) => return Err(error),
         }
         // An empty batch must not keep the socket of a closed queue open.
@@ -101,13 +103,13 @@ impl Batch {
     /// How many packets have no verdict sent yet, decided or not.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.slots.iter().filter(|slot| slot.is_pending()).count()
+        self.slots.filled().iter().filter(|slot| slot.is_pending()).count()
     }
 
     /// Whether all packets are answered.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        !self.slots.iter().any(Slot::is_pending)
+        !self.slots.filled().iter().any(Slot::is_pending)
     }
 
     /// How many packets it can hold.
@@ -149,35 +151,139 @@ struct Terms<F> {
     form: F,
 }
 
-/// The slots that wait for their verdicts, those of a queue together, which is what makes long
-/// runs. Kept from one commit to the next for its memory.
+/// Where the slots are that wait for their verdicts, those of a queue together, which is what makes
+/// long runs. Kept from one commit to the next for its memory.
 #[derive(Debug, Default)]
 struct Order {
-    slots: Vec<usize>,
-    forms: Vec<(u16, Form)>,
+    /// Neighbours of one queue, nearly always a single stretch. Some of its slots may be empty.
+    stretches: Vec<Stretch>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    queue: u16,
+    form: Form,
+    /// The first slot and the one after the last.
+    start: usize,
+    end: usize,
+    pending: u64,
 }
 
 impl Order {
-    fn make(&mut self, slots: &Slots, form: impl Fn(u16, u64) -> Form) {
-        self.slots.clear();
-        self.slots.extend(
-            slots.iter().enumerate().filter(|(_, slot)| slot.is_pending()).map(|(at, _)| at),
-        );
-        let queue_of = |at: &usize| slots.at(*at).queue();
-        // Nearly always there is one queue and they are in order.
-        if !self.slots.is_sorted_by_key(queue_of) {
-            self.slots.sort_unstable_by_key(|at| (queue_of(at), *at));
+    /// Returns how many slots wait.
+    fn make(&mut self, slots: &[Slot], form: impl Fn(u16, u64) -> Form) -> u64 {
+        self.stretches.clear();
+        let mut at = 0;
+        while let Some(slot) = slots.get(at) {
+            if !slot.is_pending() {
+                at += 1;
+                continue;
+            }
+            let (queue, start) = (slot.queue(), at);
+            let mut pending = 0;
+            let same = |slot: &Slot| slot.queue() == queue || !slot.is_pending();
+            while let Some(slot) = slots.get(at).filter(|slot| same(slot)) {
+                pending += u64::from(slot.is_pending());
+                at += 1;
+            }
+            self.stretches.push(Stretch { queue, form: Form::Exact, start, end: at, pending });
         }
-        self.forms.clear();
-        for run in self.slots.chunk_by(|one, next| queue_of(one) == queue_of(next)) {
-            let queue = queue_of(&run[0]);
-            self.forms.push((queue, form(queue, run.len() as u64)));
+        self.stretches.sort_unstable_by_key(|stretch| (stretch.queue, stretch.start));
+        let mut all = 0;
+        for of_queue in self.stretches.chunk_by_mut(|one, next| one.queue == next.queue) {
+            let pending = of_queue.iter().map(|stretch| stretch.pending).sum();
+            let form = form(of_queue[0].queue, pending);
+            of_queue.iter_mut().for_each(|stretch| stretch.form = form);
+            all += pending;
         }
+        all
+    }
+}
+
+/// Divides the slots that wait into runs of the longest length.
+struct Runs<'a> {
+    slots: &'a [Slot],
+    stretches: slice::Iter<'a, Stretch>,
+    /// What is left of the present stretch.
+    at: usize,
+    end: usize,
+    form: Form,
+    on_undecided: Verdict,
+}
+
+impl<'a> Runs<'a> {
+    fn new(slots: &'a [Slot], order: &'a Order, on_undecided: Verdict) -> Self {
+        let stretches = order.stretches.iter();
+        Self { slots, stretches, at: 0, end: 0, form: Form::Exact, on_undecided }
     }
 
-    fn form(&self, queue: u16) -> Form {
-        let found = self.forms.binary_search_by_key(&queue, |(number, _)| *number);
-        found.ok().and_then(|at| self.forms.get(at)).map_or(Form::Exact, |(_, form)| *form)
+    /// Goes on with the next stretch, if that `is_wanted`.
+    fn enter_next(&mut self, is_wanted: impl Fn(&Stretch) -> bool) -> bool {
+        let Some(stretch) = self.stretches.clone().next().filter(|next| is_wanted(next)) else {
+            return false;
+        };
+        self.stretches.next();
+        (self.at, self.end, self.form) = (stretch.start, stretch.end, stretch.form);
+        true
+    }
+
+    /// What is left of the present stretch.
+    #[inline]
+    fn rest(&self) -> &'a [Slot] {
+        self.slots.get(self.at..self.end).unwrap_or_default()
+    }
+
+    /// The next slot that waits.
+    #[inline]
+    fn next_pending(&mut self) -> Option<&'a Slot> {
+        loop {
+            while self.at < self.end {
+                let slot = self.slots.get(self.at)?;
+                self.at += 1;
+                if slot.is_pending() {
+                    return Some(slot);
+                }
+            }
+            if !self.enter_next(|_| true) {
+                return None;
+            }
+        }
+    }
+}
+
+impl<'a> Iterator for Runs<'a> {
+    type Item = Run<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Run<'a>> {
+        let slot = self.next_pending()?;
+        let first = slot.answer(self.at - 1, self.on_undecided)?;
+        let mut run = Run::one(first);
+        if self.form == Form::Exact || first.needs_its_own() {
+            return Some(run);
+        }
+        // Nearly always the rest of the batch.
+        let rest = self.rest();
+        let alike = rest.iter().take_while(|next| next.is_plain_like(slot)).count();
+        if let Some(last) = rest[..alike].last() {
+            run.last_id = last.id();
+            run.packets += alike as u64;
+            self.at += alike;
+        }
+        loop {
+            for next in self.rest() {
+                if let Some(answer) = next.answer(self.at, self.on_undecided) {
+                    if !first.is_like(&answer) {
+                        return Some(run);
+                    }
+                    run.add(next.id());
+                }
+                self.at += 1;
+            }
+            if !self.enter_next(|stretch| stretch.queue == slot.queue()) {
+                return Some(run);
+            }
+        }
     }
 }
 
@@ -190,15 +296,20 @@ fn commit_slots(
     terms: &Terms<impl Fn(u16, u64) -> Form>,
     mut send: impl FnMut(&Datagram, &Slots) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    order.make(slots, &terms.form);
-    let mut sent = 0;
-    while let Some(rest) = order.slots.get(sent..).filter(|rest| !rest.is_empty()) {
-        let answers = rest.iter().filter_map(|at| slots.at(*at).answer(*at, terms.on_undecided));
-        datagram.fill(answers, |queue| order.form(queue), terms.limit)?;
+    let mut pending = order.make(slots.filled(), &terms.form);
+    while pending > 0 {
+        // Those whose verdict has been sent are empty by now.
+        datagram.fill(Runs::new(slots.filled(), order, terms.on_undecided), terms.limit)?;
         send(datagram, slots)?;
-        for at in rest.iter().take(usize::try_from(datagram.answered()).unwrap_or(usize::MAX)) {
-            slots.at_mut(*at).0.clear();
-            sent += 1;
+        let answered = datagram.answered();
+        pending = pending.saturating_sub(answered);
+        if pending == 0 {
+            slots.clear_all();
+        } else {
+            let mut left = answered;
+            for Stretch { start, end, .. } in &order.stretches {
+                left -= slots.clear(*start..*end, left);
+            }
         }
     }
     Ok(())
@@ -210,7 +321,7 @@ impl Drop for Batch {
             && let Some(binding) = &self.binding
         {
             let on_undecided = binding.terms().on_undecided;
-            let slots = self.slots.iter().enumerate();
+            let slots = self.slots.filled().iter().enumerate();
             binding.hand_over(slots.filter_map(|(at, slot)| slot.answer(at, on_undecided)));
         }
     }
@@ -235,6 +346,7 @@ pub struct Packets<'a> {
 impl<'a> Iterator for Packets<'a> {
     type Item = Packet<'a>;
 
+    #[inline]
     fn next(&mut self) -> Option<Packet<'a>> {
         let binding = self.binding?;
         self.pairs

@@ -13,9 +13,9 @@ use netfilterqueue_protocol::verdict::{VerdictBatchMessage, VerdictMessage};
 use proptest::prelude::*;
 
 use super::*;
+use crate::changes::Changes;
 use crate::edit::Edit;
-use crate::slot::Content;
-use crate::socket::Received;
+use crate::socket::{Arrival, Received};
 use crate::verdicts::{Answer, Outstanding};
 
 /// Two queues on one socket.
@@ -127,15 +127,16 @@ impl Library {
     fn receive(&mut self, most: usize) {
         let packets = self.kernel.deliver(most);
         let mut slots = Slots::new(most, 256);
-        for (at, (queue, id)) in packets.iter().copied().enumerate() {
-            let datagram = packet_message(queue, id);
-            let (slot, buffer) = slots.at_mut(at);
+        let mut received = Vec::new();
+        for (buffer, (queue, id)) in slots.buffers_mut(0).zip(&packets) {
+            let datagram = packet_message(*queue, *id);
             buffer[..datagram.len()].copy_from_slice(&datagram);
-            let received = Received { length: datagram.len(), truncated: false, from_kernel: true };
-            let content = slot.load(&buffer[..datagram.len()], received);
-            assert_eq!(content, Content::Packet { queue, id });
-            self.wanted.insert((queue, id), Fate::UNDECIDED);
-            self.outstanding.received(queue, 1);
+            received.push(Received { length: datagram.len(), arrival: Arrival::Whole });
+        }
+        for (slot, datagram, received) in slots.received(0, &received) {
+            assert!(slot.load_packet(datagram, received));
+            self.wanted.insert(key(slot), Fate::UNDECIDED);
+            self.outstanding.received(slot.queue(), 1);
         }
         self.batches.push((slots, Order::default(), Datagram::default()));
     }
@@ -146,11 +147,13 @@ impl Library {
         if !slot.is_undecided() {
             return;
         }
-        slot.mark = fate.mark;
-        slot.edit = fate.payload.as_ref().map(|payload| {
+        if fate.mark.is_some() {
+            slot.changes_mut().mark = fate.mark;
+        }
+        if let Some(payload) = &fate.payload {
             buffer[100..100 + payload.len()].copy_from_slice(payload);
-            Edit::at(100..100 + payload.len())
-        });
+            slot.changes_mut().edit = Some(Edit::at(100..100 + payload.len()));
+        }
         slot.decide(fate.verdict);
         let payload = fate.payload.filter(|_| fate.verdict != Verdict::Drop);
         self.wanted.insert(key(slot), Fate { payload, ..fate });
@@ -172,15 +175,11 @@ impl Library {
         let (queue, id) = self.retained.remove(at % self.retained.len());
         let payload = fate.payload.filter(|_| fate.verdict != Verdict::Drop);
         let fate = Fate { payload, ..fate };
-        let answer = Answer {
-            mark: fate.mark,
-            payload_len: fate.payload.as_ref().map(Vec::len),
-            ..Answer::plain(queue, id, fate.verdict)
-        };
+        let edit = fate.payload.as_ref().map(|payload| Edit::at(0..payload.len()));
+        let changes = Changes { mark: fate.mark, edit, ..Changes::default() };
+        let answer = Answer { changes: Some(&changes), ..Answer::plain(queue, id, fate.verdict) };
         let mut datagram = Datagram::default();
-        datagram
-            .fill([answer].into_iter(), |_| Form::Exact, self.limit)
-            .expect("payloads are valid");
+        datagram.fill([Run::one(answer)].into_iter(), self.limit).expect("payloads are valid");
         self.kernel.take(&gather(&datagram, |_| fate.payload.as_deref().unwrap_or_default()));
         self.outstanding.answered(queue, 1);
         self.wanted.insert((queue, id), fate);
@@ -208,7 +207,7 @@ impl Library {
             Ok(())
         });
         if result.is_ok() {
-            assert!(!slots.iter().any(Slot::is_pending));
+            assert!(!slots.filled().iter().any(Slot::is_pending));
             self.batches.remove(at);
         }
     }
@@ -378,9 +377,8 @@ fn the_packets_of_two_queues_make_two_runs() {
         library.decide(0, at, plain(verdict));
     }
     let (slots, order, datagram) = &mut library.batches[0];
-    order.make(slots, |queue, pending| library.outstanding.form(queue, pending));
-    let answers = order.slots.iter().filter_map(|at| slots.at(*at).answer(*at, ON_UNDECIDED));
-    datagram.fill(answers, |queue| order.form(queue), 4096).expect("valid");
+    order.make(slots.filled(), |queue, pending| library.outstanding.form(queue, pending));
+    datagram.fill(Runs::new(slots.filled(), order, ON_UNDECIDED), 4096).expect("valid");
     assert_eq!((datagram.exact(), datagram.cumulative()), (0, 2));
     assert_eq!(datagram.answers(), [(QUEUES[0], 4), (QUEUES[1], 4)]);
     library.commit(0);
@@ -414,15 +412,20 @@ fn one_run_is_one_message_and_an_edit_splits_it() {
     library.commit(0);
     assert_eq!(library.kernel.list.len(), 0);
 
-    let mut datagram = Datagram::default();
-    let answer =
-        |id: u32, payload_len| Answer { payload_len, ..Answer::plain(QUEUE, id, Verdict::Accept) };
-    let all = [answer(1, None), answer(2, None), answer(3, Some(5)), answer(4, None)];
-    datagram.fill(all.into_iter(), |_| Form::Cumulative, 4096).expect("valid");
-    assert_eq!((datagram.answered(), datagram.exact(), datagram.cumulative()), (4, 2, 1));
-    assert_eq!(datagram.gaps().len(), 1);
-    datagram.fill(all.into_iter(), |_| Form::Exact, 4096).expect("valid");
-    assert_eq!((datagram.answered(), datagram.exact(), datagram.cumulative()), (4, 4, 0));
+    (0..4).for_each(|_| library.kernel.enqueue(QUEUE));
+    library.receive(4);
+    for at in 0..4 {
+        let payload = (at == 2).then(|| b"edit!".to_vec());
+        library.decide(0, at, Fate { payload, ..plain(Verdict::Accept) });
+    }
+    let (slots, order, datagram) = &mut library.batches[0];
+    for (form, messages, gaps) in [(Form::Cumulative, (2, 1), 1), (Form::Exact, (4, 0), 1)] {
+        order.make(slots.filled(), |_, _| form);
+        datagram.fill(Runs::new(slots.filled(), order, ON_UNDECIDED), 4096).expect("valid");
+        assert_eq!(datagram.answered(), 4);
+        assert_eq!((datagram.exact(), datagram.cumulative()), messages);
+        assert_eq!(datagram.gaps().len(), gaps);
+    }
 }
 
 #[test]

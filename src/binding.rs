@@ -14,7 +14,9 @@ use crate::interfaces::Interfaces;
 use crate::socket::Socket;
 use crate::stats::{Counters, KernelStats, KernelTable, Stats};
 use crate::stop::WakeUp;
-use crate::verdicts::{Answer, Datagram, Form, HEAD_AND_EXTRAS_MAX, Outstanding, PAYLOADS_MAX};
+use crate::verdicts::{
+    Answer, Datagram, HEAD_AND_EXTRAS_MAX, Orphan, Outstanding, PAYLOADS_MAX, Run,
+};
 
 /// The queue numbers that this process holds on one socket.
 ///
@@ -34,7 +36,7 @@ pub(crate) struct Binding {
     /// An error as text: an [`io::Error`] may hold anything, which batches would inherit.
     kernel_table: OnceLock<Result<KernelTable, (io::ErrorKind, String)>>,
     /// Answers that could not be sent and whose packets nobody holds any more.
-    orphans: Mutex<Vec<Answer<'static>>>,
+    orphans: Mutex<Vec<Orphan>>,
 }
 
 /// What holds for all packets of a binding.
@@ -141,6 +143,25 @@ impl Binding {
         if self.is_closed() {
             return Err(Error::Closed);
         }
+        self.outstanding.sending();
+        let sent = if datagram.gaps().is_empty() {
+            self.socket.send(&[IoSlice::new(datagram.heads())])
+        } else {
+            self.send_gathered(datagram, payload)
+        };
+        sent.map_err(Error::system(Operation::Verdict, "sendmsg"))?;
+        for (queue, answers) in datagram.answers() {
+            self.outstanding.answered(*queue, *answers);
+        }
+        self.counters.sent(datagram);
+        Ok(())
+    }
+
+    fn send_gathered<'a>(
+        &self,
+        datagram: &'a Datagram,
+        payload: impl Fn(usize) -> &'a [u8],
+    ) -> nix::Result<()> {
         let mut parts = [IoSlice::new(&[]); 2 * PAYLOADS_MAX + 1];
         let mut used = 0;
         let mut start = 0;
@@ -151,13 +172,7 @@ impl Binding {
             start = gap.at;
         }
         parts[used] = IoSlice::new(&datagram.heads()[start..]);
-        self.outstanding.sending();
-        self.socket.send(&parts[..=used]).map_err(Error::system(Operation::Verdict, "sendmsg"))?;
-        for (queue, answers) in datagram.answers() {
-            self.outstanding.answered(*queue, *answers);
-        }
-        self.counters.sent(datagram);
-        Ok(())
+        self.socket.send(&parts[..=used])
     }
 
     /// Takes over answers that could not be sent, for the queue's thread, which is woken for them.
@@ -169,17 +184,16 @@ impl Binding {
             return;
         }
         self.adopt(answers.map(|answer| {
-            let Answer { queue, id, verdict, mark, priority, .. } = answer;
-            let is_cut = answer.needs_its_own() && verdict != Verdict::Drop;
-            let verdict = if is_cut { self.terms.on_undecided } else { verdict };
-            Answer { mark, priority, ..Answer::plain(queue, id, verdict) }
+            let is_cut = answer.needs_its_own() && answer.verdict != Verdict::Drop;
+            let verdict = if is_cut { self.terms.on_undecided } else { answer.verdict };
+            Answer { verdict, ..answer }
         }));
         self.wake.wake();
     }
 
     /// Takes over answers, for [`Binding::send_orphans`].
-    pub(crate) fn adopt(&self, answers: impl Iterator<Item = Answer<'static>>) {
-        self.orphans().extend(answers);
+    pub(crate) fn adopt<'a>(&self, answers: impl Iterator<Item = Answer<'a>>) {
+        self.orphans().extend(answers.map(|answer| Orphan::new(&answer)));
     }
 
     /// Tries again to send what nobody else can. What fails stays for the next time; returns
@@ -191,16 +205,16 @@ impl Binding {
             return false;
         }
         let is_left = self.send_plain(&mut orphans);
-        self.adopt(orphans.into_iter());
+        self.orphans().append(&mut orphans);
         is_left
     }
 
     /// Sends answers without payloads until that fails or none is left.
-    fn send_plain(&self, orphans: &mut Vec<Answer<'static>>) -> bool {
+    fn send_plain(&self, orphans: &mut Vec<Orphan>) -> bool {
         let mut datagram = Datagram::default();
         while !orphans.is_empty() {
-            let answers = orphans.iter().copied();
-            let filled = datagram.fill(answers, |_| Form::Exact, self.socket.send_limit());
+            let runs = orphans.iter().map(|orphan| Run::one(orphan.answer()));
+            let filled = datagram.fill(runs, self.socket.send_limit());
             if filled.is_err() || self.send(&datagram, |_| &[]).is_err() {
                 return true;
             }
@@ -212,7 +226,7 @@ impl Binding {
         false
     }
 
-    fn orphans(&self) -> MutexGuard<'_, Vec<Answer<'static>>> {
+    fn orphans(&self) -> MutexGuard<'_, Vec<Orphan>> {
         self.orphans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use netfilterqueue_protocol::config::{Command, ConfigFlags, ConfigMessage, FlagChange};
 use netfilterqueue_protocol::constants::NFQNL_MSG_CONFIG;
 use netfilterqueue_protocol::message::Ack;
-use netfilterqueue_protocol::packet::PacketIndex;
 use nix::errno::Errno;
 
 use crate::binding::Binding;
 use crate::error::{Error, Operation};
 use crate::intake::Intake;
-use crate::slot::{Content, WHOLE_PACKET_LEN, classify};
+use crate::slot::{Content, classify};
+use crate::slots::WHOLE_PACKET_LEN;
 use crate::socket::Received;
 
 /// How long an answer is waited for. The kernel answers while the request is being sent, so that an
@@ -106,7 +106,7 @@ impl Control {
             }
             let [received] = received;
             let datagram = buffer.get(..received.length).unwrap_or(buffer);
-            match classify(datagram, received, &mut PacketIndex::default()) {
+            match classify(datagram, received) {
                 Content::Ack(ack) if self.is_answer(&ack) => {
                     return Ok(Some(answer(operation, &ack)));
                 }
@@ -114,7 +114,7 @@ impl Control {
                     intake.keep(datagram, received);
                 }
                 other => {
-                    intake.count(&other, binding.outstanding());
+                    intake.count_content(&other, binding.outstanding());
                 }
             }
         }

@@ -9,7 +9,7 @@ use netfilterqueue_protocol::packet::PacketIndex;
 use nix::errno::Errno;
 
 use crate::slot::Content;
-use crate::socket::Received;
+use crate::socket::{Arrival, Received};
 use crate::stats::{Refusal, Stats};
 use crate::verdicts::Outstanding;
 
@@ -27,6 +27,31 @@ pub(crate) struct Intake {
     kept: VecDeque<Kept>,
 }
 
+/// Packets of a queue without a gap between them, which are counted together.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Consecutive {
+    queue: u16,
+    packets: u32,
+    next_id: u32,
+}
+
+impl Consecutive {
+    pub(crate) const fn new(queue: u16, id: u32) -> Self {
+        Self { queue, packets: 1, next_id: id.wrapping_add(1) }
+    }
+
+    /// Takes in a packet if it is the next one.
+    #[inline]
+    pub(crate) const fn takes(&mut self, queue: u16, id: u32) -> bool {
+        if self.queue != queue || self.next_id != id {
+            return false;
+        }
+        self.packets += 1;
+        self.next_id = id.wrapping_add(1);
+        true
+    }
+}
+
 /// A datagram that was received while an acknowledgement was awaited.
 #[derive(Debug)]
 pub(crate) struct Kept {
@@ -39,8 +64,9 @@ impl Kept {
     pub(crate) fn copy_into(self, buffer: &mut [u8]) -> Received {
         let length = self.datagram.len().min(buffer.len());
         buffer[..length].copy_from_slice(&self.datagram[..length]);
-        let truncated = self.received.truncated || length < self.datagram.len();
-        Received { length, truncated, ..self.received }
+        let is_cut = length < self.datagram.len();
+        let arrival = if is_cut { Arrival::Truncated } else { self.received.arrival };
+        Received { length, arrival }
     }
 }
 
@@ -67,7 +93,7 @@ impl Intake {
         self.refusals.clear();
         self.kept.retain(|kept| {
             let packet = PacketIndex::salvage(&kept.datagram);
-            !packet.is_some_and(|(queue, _)| is_stale(queue))
+            !packet.is_some_and(|packet| is_stale(packet.queue()))
         });
     }
 
@@ -76,36 +102,42 @@ impl Intake {
         self.kept.pop_front()
     }
 
-    /// Enters what a datagram was into the books. Returns whether it holds a packet that needs a
-    /// verdict.
-    pub(crate) fn count(&mut self, content: &Content<'_>, outstanding: &Outstanding) -> bool {
+    /// Enters packets into the books that need a verdict.
+    pub(crate) fn count_packets(&mut self, run: Consecutive, outstanding: &Outstanding) {
+        let Consecutive { queue, packets, next_id } = run;
+        if packets == 0 {
+            return;
+        }
+        self.stats.received += u64::from(packets);
+        outstanding.received(queue, packets.into());
+        let found = self.last_ids.binary_search_by_key(&queue, |(number, _)| *number);
+        // A queue that somebody else has bound to the same socket has unknown gaps.
+        let Some((_, last_id)) = found.ok().and_then(|at| self.last_ids.get_mut(at)) else {
+            return;
+        };
+        // Ids are consecutive; the distance is signed because they wrap at 2^32.
+        let missing = next_id.wrapping_sub(packets).wrapping_sub(*last_id).wrapping_sub(1);
+        if missing.cast_signed() >= 0 {
+            self.stats.lost += u64::from(missing);
+            *last_id = next_id.wrapping_sub(1);
+        }
+    }
+
+    /// Enters what else a datagram was into the books.
+    pub(crate) fn count_content(&mut self, content: &Content<'_>, outstanding: &Outstanding) {
         match content {
-            Content::Packet { queue, id } => self.count_packet(*queue, *id),
-            Content::Unreadable { queue, id, truncated } => {
-                self.count_packet(*queue, *id);
-                if *truncated {
-                    self.stats.truncated += 1;
-                } else {
-                    self.stats.malformed += 1;
-                }
-            }
-            Content::Ack(ack) => {
-                self.count_ack(ack, outstanding);
-                return false;
-            }
-            Content::Foreign => {
-                self.stats.foreign += 1;
-                return false;
-            }
+            Content::Packet(_) => {}
+            Content::Unreadable { truncated: true, .. } => self.stats.truncated += 1,
+            Content::Unreadable { truncated: false, .. } => self.stats.malformed += 1,
+            Content::Ack(ack) => self.count_ack(ack, outstanding),
+            Content::Foreign => self.stats.foreign += 1,
             Content::Unknown => {
                 self.stats.unknown += 1;
                 // It may have been a refusal, cut off because kernels before 4.3 repeat the whole
                 // request.
                 outstanding.distrust();
-                return false;
             }
         }
-        true
     }
 
     /// The kernel reported that an answer of its could not be delivered. It may have been a
@@ -113,21 +145,6 @@ impl Intake {
     pub(crate) fn count_overrun(&mut self, outstanding: &Outstanding) {
         self.stats.overruns += 1;
         outstanding.distrust();
-    }
-
-    fn count_packet(&mut self, queue: u16, id: u32) {
-        self.stats.received += 1;
-        let found = self.last_ids.binary_search_by_key(&queue, |(number, _)| *number);
-        // A queue that somebody else has bound to the same socket has unknown gaps.
-        let Some((_, last_id)) = found.ok().and_then(|at| self.last_ids.get_mut(at)) else {
-            return;
-        };
-        // Ids are consecutive; the distance is signed because they wrap at 2^32.
-        let missing = id.wrapping_sub(*last_id).wrapping_sub(1);
-        if missing.cast_signed() >= 0 {
-            self.stats.lost += u64::from(missing);
-            *last_id = id;
-        }
     }
 
     /// The kernel's answer to a verdict. Answers to configuration requests are awaited elsewhere;
@@ -166,8 +183,7 @@ mod tests {
     use super::*;
 
     fn receive(intake: &mut Intake, queue: u16, id: u32) {
-        let outstanding = Outstanding::new(&[]);
-        assert!(intake.count(&Content::Packet { queue, id }, &outstanding));
+        intake.count_packets(Consecutive::new(queue, id), &Outstanding::new(&[]));
     }
 
     #[test]
@@ -210,23 +226,25 @@ mod tests {
     fn an_unreadable_packet_is_counted_and_no_gap() {
         let mut intake = Intake::new([1].into_iter());
         receive(&mut intake, 1, 1);
-        let content = Content::Unreadable { queue: 1, id: 2, truncated: true };
-        assert!(intake.count(&content, &Outstanding::new(&[1])));
+        let content = Content::Unreadable { packet: PacketIndex::default(), truncated: true };
+        intake.count_content(&content, &Outstanding::new(&[1]));
+        receive(&mut intake, 1, 2);
         receive(&mut intake, 1, 3);
         assert_eq!((intake.stats.lost, intake.stats.truncated), (0, 1));
     }
 
     #[test]
     fn a_kept_datagram_is_cut_to_a_shorter_buffer() {
-        let received = Received { length: 5, truncated: false, from_kernel: true };
+        let received = Received { length: 5, arrival: Arrival::Whole };
         let mut intake = Intake::new([1].into_iter());
         intake.keep(b"abcde", received);
         intake.keep(b"fg", received);
         let mut buffer = [0; 3];
         let first = intake.next_kept().expect("kept").copy_into(&mut buffer);
-        assert_eq!((&buffer, first.length, first.truncated), (b"abc", 3, true));
+        assert_eq!((&buffer, first.length, first.arrival), (b"abc", 3, Arrival::Truncated));
         let second = intake.next_kept().expect("kept").copy_into(&mut buffer);
-        assert_eq!((&buffer[..2], second.length, second.truncated), (&b"fg"[..], 2, false));
+        assert_eq!(&buffer[..second.length], b"fg");
+        assert_eq!(second.arrival, Arrival::Whole);
         assert!(intake.next_kept().is_none());
     }
 }

@@ -11,6 +11,7 @@ use netfilterqueue_protocol::verdict::Verdict;
 
 use crate::access::packet_methods;
 use crate::binding::Binding;
+use crate::changes::L2Header;
 use crate::checksum::Completion;
 use crate::display;
 use crate::edit::EditMode;
@@ -19,7 +20,6 @@ use crate::flow::FlowBypass;
 use crate::hook::{Family, Hook};
 use crate::retained::RetainedPacket;
 use crate::slot::Slot;
-use crate::verdicts::L2Header;
 
 /// Proof that a packet was decided about. Only a consumed packet yields one, so neither of these
 /// compiles:
@@ -66,6 +66,7 @@ pub struct Packet<'a> {
 }
 
 impl<'a> Packet<'a> {
+    #[inline]
     pub(crate) const fn new(
         slot: &'a mut Slot,
         buffer: &'a mut [u8],
@@ -76,6 +77,7 @@ impl<'a> Packet<'a> {
 
     /// Accepts the packet, with its mark and edits.
     #[expect(clippy::must_use_candidate, reason = "only a closure needs the proof")]
+    #[inline]
     pub fn accept(self) -> Decided<'a> {
         self.verdict(Verdict::Accept)
     }
@@ -93,8 +95,11 @@ impl<'a> Packet<'a> {
     /// # }
     /// ```
     #[expect(clippy::must_use_candidate, reason = "only a closure needs the proof")]
+    #[inline]
     pub fn verdict(self, verdict: Verdict) -> Decided<'a> {
-        self.slot.finish_edit(self.buffer, verdict, self.binding);
+        if self.slot.changes().is_some() {
+            self.slot.finish_edit(self.buffer, verdict, self.binding);
+        }
         self.slot.decide(verdict);
         Decided { packet: PhantomData }
     }
@@ -128,7 +133,7 @@ impl<'a> Packet<'a> {
         let edit = self.slot.place_payload(self.buffer, room, payload, self.binding)?;
         if let Some(target) = self.buffer.get_mut(edit.range()) {
             target.copy_from_slice(payload);
-            self.slot.edit = Some(edit);
+            self.slot.changes_mut().edit = Some(edit);
         }
         Ok(())
     }

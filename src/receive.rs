@@ -6,6 +6,7 @@ use nix::errno::Errno;
 
 use crate::batch::Batch;
 use crate::error::{Error, Operation};
+use crate::intake::Consecutive;
 use crate::queue::Queue;
 use crate::socket::{RECEIVE_MAX, Received, Wake};
 use crate::verdicts::Answer;
@@ -124,8 +125,7 @@ impl Queue {
         let mut filled = 0;
         let mut packets = 0;
         let mut received = [Received::default(); RECEIVE_MAX];
-        // Packets of the same queue come in runs; they are counted by the run.
-        let (mut queue, mut run) = (0, 0);
+        let mut run = Consecutive::default();
         while filled < batch.capacity() {
             let count = if let Some(kept) = self.intake.next_kept() {
                 let (_, buffer) = batch.slots_mut().at_mut(filled);
@@ -141,22 +141,25 @@ impl Queue {
                     Err(error) => return Err(error),
                 }
             };
-            for (at, received) in received[..count].iter().enumerate() {
-                let (slot, buffer) = batch.slots_mut().at_mut(filled + at);
-                let datagram = buffer.get(..received.length).unwrap_or(buffer);
-                let content = slot.load(datagram, *received);
-                if self.intake.count(&content, self.binding.outstanding()) {
-                    if slot.queue() != queue {
-                        self.binding.outstanding().received(queue, run);
-                        (queue, run) = (slot.queue(), 0);
+            let outstanding = self.binding.outstanding();
+            for (slot, datagram, received) in batch.slots_mut().received(filled, &received[..count])
+            {
+                if !slot.load_packet(datagram, received) {
+                    let content = slot.load_other(datagram, received);
+                    self.intake.count_content(&content, outstanding);
+                    if !slot.is_pending() {
+                        continue;
                     }
-                    run += 1;
-                    packets += 1;
                 }
+                if !run.takes(slot.queue(), slot.id()) {
+                    self.intake.count_packets(run, outstanding);
+                    run = Consecutive::new(slot.queue(), slot.id());
+                }
+                packets += 1;
             }
             filled += count;
         }
-        self.binding.outstanding().received(queue, run);
+        self.intake.count_packets(run, self.binding.outstanding());
         self.binding.counters().publish(&self.intake.stats);
         if packets > 0 {
             batch.attach(&self.binding);

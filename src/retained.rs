@@ -11,6 +11,7 @@ use netfilterqueue_protocol::verdict::Verdict;
 
 use crate::access::packet_methods;
 use crate::binding::Binding;
+use crate::changes::L2Header;
 use crate::checksum::Completion;
 use crate::deadlines::Claim;
 use crate::display;
@@ -19,7 +20,7 @@ use crate::error::{EditError, Error};
 use crate::flow::FlowBypass;
 use crate::hook::{Family, Hook};
 use crate::slot::Slot;
-use crate::verdicts::{Answer, Datagram, Form, L2Header};
+use crate::verdicts::{Answer, Datagram, Run};
 
 /// A packet that was taken out of its batch. Owned, `Send` and `Sync`; its verdict is sent at once.
 ///
@@ -50,7 +51,7 @@ struct Deadline {
 impl RetainedPacket {
     /// Copies a packet out of `buffer`, with what was done to it so far.
     pub(crate) fn new(binding: Arc<Binding>, slot: Slot, buffer: &[u8]) -> Self {
-        let edited = slot.edit.map_or(0, |edit| edit.range().end);
+        let edited = slot.edit().map_or(0, |edit| edit.range().end);
         let len = slot.index.message_len().max(edited);
         let buffer = buffer.get(..len).unwrap_or(buffer).to_vec();
         binding.counters().retained();
@@ -140,7 +141,7 @@ impl RetainedPacket {
         self.buffer.resize(len, 0);
         if let Some(target) = self.buffer.get_mut(edit.range()) {
             target.copy_from_slice(payload);
-            self.slot.edit = Some(edit);
+            self.slot.changes_mut().edit = Some(edit);
         }
         Ok(())
     }
@@ -149,10 +150,10 @@ impl RetainedPacket {
 
     #[expect(clippy::result_large_err, reason = "a failure gives the packet back")]
     fn accept_marked(mut self, mark: u32) -> Result<(), NotSent> {
-        let before = self.slot.mark.replace(mark);
+        let before = self.slot.changes_mut().mark.replace(mark);
         self.accept().map_err(|mut not_sent| {
             // Whatever is said next must not be taken for a decision about the flow.
-            not_sent.packet.slot.mark = before;
+            not_sent.packet.slot.changes_mut().mark = before;
             not_sent
         })
     }
@@ -191,7 +192,7 @@ impl RetainedPacket {
             None => self.default_answer(),
         };
         let mut datagram = Datagram::default();
-        datagram.fill(std::iter::once(answer), |_| Form::Exact, usize::MAX)?;
+        datagram.fill(std::iter::once(Run::one(answer)), usize::MAX)?;
         self.binding.send(&datagram, |_| self.payload())?;
         self.answered = true;
         Ok(())

@@ -55,10 +55,19 @@ thread_local! {
 pub(crate) struct Received {
     /// Bytes that were written into the buffer.
     pub(crate) length: usize,
-    /// The datagram was longer than the buffer (`MSG_TRUNC`); its tail is lost.
-    pub(crate) truncated: bool,
-    /// The sender is the kernel. Any program with `CAP_NET_ADMIN` can send here too.
-    pub(crate) from_kernel: bool,
+    pub(crate) arrival: Arrival,
+}
+
+/// How a datagram arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Arrival {
+    /// Whole, from the kernel.
+    #[default]
+    Whole,
+    /// From the kernel, but it was longer than the buffer (`MSG_TRUNC`); its tail is lost.
+    Truncated,
+    /// Not from the kernel: any program with `CAP_NET_ADMIN` can send here too.
+    Foreign,
 }
 
 /// Why [`Socket::wait`] came back.
@@ -212,15 +221,16 @@ impl Socket {
     fn receive_with<'a>(
         &self,
         headers: &mut MultiHeaders<NetlinkAddr>,
-        mut buffers: impl Iterator<Item = &'a mut [u8]>,
+        buffers: impl Iterator<Item = &'a mut [u8]>,
         received: &mut [Received],
     ) -> nix::Result<usize> {
+        let mut slices: [[IoSliceMut<'_>; 1]; RECEIVE_MAX] =
+            array::from_fn(|_| [IoSliceMut::new(&mut [])]);
         let mut count = 0;
-        let mut slices: [[IoSliceMut<'_>; 1]; RECEIVE_MAX] = array::from_fn(|at| {
-            let buffer = if at < received.len() { buffers.next() } else { None };
-            count += usize::from(buffer.is_some());
-            [IoSliceMut::new(buffer.unwrap_or_default())]
-        });
+        for (slice, buffer) in slices.iter_mut().zip(buffers.take(received.len())) {
+            *slice = [IoSliceMut::new(buffer)];
+            count += 1;
+        }
         let results = recvmmsg(
             self.fd.as_raw_fd(),
             headers,
@@ -230,11 +240,15 @@ impl Socket {
         )?;
         let mut count = 0;
         for (result, received) in results.zip(received) {
-            *received = Received {
-                length: result.bytes,
-                truncated: result.flags.contains(MsgFlags::MSG_TRUNC),
-                from_kernel: result.address.is_some_and(|address| address.pid() == KERNEL_PORT),
+            let sender = result.address.as_ref().map(NetlinkAddr::pid);
+            let arrival = match sender {
+                Some(KERNEL_PORT) if result.flags.contains(MsgFlags::MSG_TRUNC) => {
+                    Arrival::Truncated
+                }
+                Some(KERNEL_PORT) => Arrival::Whole,
+                _ => Arrival::Foreign,
             };
+            *received = Received { length: result.bytes, arrival };
             count += 1;
         }
         Ok(count)

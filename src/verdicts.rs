@@ -17,16 +17,15 @@
 //! read, not at all. What remains is a thread that loses the capability and regains it between two
 //! commits.
 
-use std::iter::Peekable;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, ThreadId};
 
 use netfilterqueue_protocol::attribute;
-use netfilterqueue_protocol::conntrack::ConntrackChange;
 use netfilterqueue_protocol::error::EncodeError;
-use netfilterqueue_protocol::packet::Vlan;
 use netfilterqueue_protocol::verdict::{Verdict, VerdictBatchMessage, VerdictMessage};
+
+use crate::changes::{Changes, Extras, L2Header};
 
 /// Most payloads that one datagram carries, so that its parts fit in an array on the stack.
 pub(crate) const PAYLOADS_MAX: usize = 64;
@@ -134,110 +133,86 @@ fn is_this_thread(thread: &ThreadId) -> bool {
     *thread == thread::current().id()
 }
 
-/// Changes that few packets need: beside the packet's bytes, mark and priority.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Extras {
-    pub(crate) vlan: Option<Vlan>,
-    pub(crate) l2_header: Option<L2Header>,
-    pub(crate) conntrack: Option<ConntrackChange>,
-}
-
-/// A link-layer header, copied: there is no room for it in the receive buffer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct L2Header {
-    bytes: [u8; Self::LEN_MAX],
-    len: u8,
-}
-
-impl L2Header {
-    /// Longer than that of any device that can be a bridge's port: Ethernet has 14 bytes.
-    const LEN_MAX: usize = 32;
-
-    /// `None` if it is too long.
-    pub(crate) fn new(header: &[u8]) -> Option<Self> {
-        let mut bytes = [0; Self::LEN_MAX];
-        bytes.get_mut(..header.len())?.copy_from_slice(header);
-        Some(Self { bytes, len: u8::try_from(header.len()).ok()? })
-    }
-
-    pub(crate) fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
-    }
-}
-
-impl Extras {
-    /// A nest with both halves of a VLAN tag, a link-layer header, a conntrack change with all its
-    /// parts.
-    const ENCODED_MAX: usize = (4 + 8 + 8)
-        + (attribute::HEADER_LEN + L2Header::LEN_MAX)
-        + ConntrackChange::ENCODED_LEN_MAX;
-
-    pub(crate) fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
 /// What was decided about one packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Answer<'a> {
     pub(crate) queue: u16,
     pub(crate) id: u32,
     pub(crate) verdict: Verdict,
-    pub(crate) mark: Option<u32>,
-    pub(crate) priority: Option<u32>,
-    pub(crate) extras: Option<&'a Extras>,
-    /// Length of the edited payload that goes back with it.
-    pub(crate) payload_len: Option<usize>,
-    /// Where the caller finds that payload.
+    pub(crate) changes: Option<&'a Changes>,
+    /// Where the caller finds the edited payload.
     pub(crate) slot: usize,
 }
 
-impl<'a> Answer<'a> {
+impl Answer<'_> {
     /// A verdict and nothing else.
+    #[inline]
     pub(crate) const fn plain(queue: u16, id: u32, verdict: Verdict) -> Self {
-        Self {
-            queue,
-            id,
-            verdict,
-            mark: None,
-            priority: None,
-            extras: None,
-            payload_len: None,
-            slot: 0,
-        }
+        Self { queue, id, verdict, changes: None, slot: 0 }
     }
 
     /// Whether one cumulative verdict says the same about both.
-    fn is_like(&self, other: &Self) -> bool {
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
         self.queue == other.queue
             && self.verdict == other.verdict
-            && self.mark == other.mark
-            && self.priority == other.priority
+            && self.mark() == other.mark()
+            && self.priority() == other.priority()
             && !self.needs_its_own()
             && !other.needs_its_own()
     }
 
     /// Whether it says something that a cumulative verdict cannot.
-    pub(crate) const fn needs_its_own(&self) -> bool {
-        self.payload_len.is_some() || self.extras.is_some()
+    #[inline]
+    pub(crate) fn needs_its_own(&self) -> bool {
+        self.payload_len().is_some() || self.extras().is_some()
     }
 
-    fn message_len(&self) -> usize {
-        HEAD_MAX
-            + self.extras.map_or(0, |_| Extras::ENCODED_MAX)
-            + self.payload_len.map_or(0, attribute::align)
+    pub(crate) fn mark(&self) -> Option<u32> {
+        self.changes?.mark
     }
 
-    fn message(&self) -> VerdictMessage<'a> {
-        let extras = self.extras;
-        VerdictMessage {
-            mark: self.mark,
-            priority: self.priority,
-            vlan: extras.and_then(|extras| extras.vlan),
-            l2_header: extras.and_then(|extras| extras.l2_header.as_ref()).map(L2Header::as_bytes),
-            conntrack: extras.and_then(|extras| extras.conntrack),
-            ..VerdictMessage::new(self.queue, self.id, self.verdict)
-        }
+    pub(crate) fn priority(&self) -> Option<u32> {
+        self.changes?.priority
+    }
+
+    fn extras(&self) -> Option<&Extras> {
+        self.changes?.extras()
+    }
+
+    #[inline]
+    fn payload_len(&self) -> Option<usize> {
+        self.changes?.payload_len(self.verdict)
+    }
+
+    /// Most bytes of its message without the payload, and those of the payload.
+    #[inline]
+    fn message_len(&self) -> (usize, usize) {
+        let Some(changes) = self.changes else { return (HEAD_MAX, 0) };
+        let extras = changes.extras().map_or(0, |_| Extras::ENCODED_MAX);
+        (HEAD_MAX + extras, changes.payload_len(self.verdict).map_or(0, attribute::align))
+    }
+}
+
+/// The answer about a packet that nobody holds any more.
+#[derive(Debug)]
+pub(crate) struct Orphan {
+    queue: u16,
+    id: u32,
+    verdict: Verdict,
+    changes: Changes,
+}
+
+impl Orphan {
+    pub(crate) fn new(answer: &Answer<'_>) -> Self {
+        let Answer { queue, id, verdict, .. } = *answer;
+        let (mark, priority) = (answer.mark(), answer.priority());
+        let changes = Changes { mark, priority, ..Changes::default() };
+        Self { queue, id, verdict, changes }
+    }
+
+    pub(crate) const fn answer(&self) -> Answer<'_> {
+        let Self { queue, id, verdict, ref changes } = *self;
+        Answer { changes: Some(changes), ..Answer::plain(queue, id, verdict) }
     }
 }
 
@@ -259,6 +234,29 @@ pub(crate) struct Gap {
     pub(crate) slot: usize,
 }
 
+/// Packets that get one message together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run<'a> {
+    pub(crate) first: Answer<'a>,
+    pub(crate) last_id: u32,
+    pub(crate) packets: u64,
+}
+
+impl<'a> Run<'a> {
+    /// A packet by itself.
+    #[inline]
+    pub(crate) const fn one(answer: Answer<'a>) -> Self {
+        Self { first: answer, last_id: answer.id, packets: 1 }
+    }
+
+    /// Takes in the next packet.
+    #[inline]
+    pub(crate) const fn add(&mut self, id: u32) {
+        self.last_id = id;
+        self.packets += 1;
+    }
+}
+
 /// One datagram of verdict messages, without the payloads, which are gathered from where they are.
 /// Its buffers are used again by each [`Datagram::fill`].
 #[derive(Debug, Default)]
@@ -272,62 +270,95 @@ pub(crate) struct Datagram {
 }
 
 impl Datagram {
-    /// Writes as many of `answers` as fit in `limit` bytes, at least one. The answers of a queue
-    /// must come together and in the order of their ids.
+    /// Writes as many of `runs` as fit in `limit` bytes, at least one. The runs of a queue must
+    /// come together and in the order of their ids.
     ///
     /// The messages work in order: an exact verdict takes its packet off the queue before a later
     /// cumulative one passes over its id.
+    #[inline]
     pub(crate) fn fill<'a>(
         &mut self,
-        answers: impl Iterator<Item = Answer<'a>>,
-        form: impl Fn(u16) -> Form,
+        runs: impl Iterator<Item = Run<'a>>,
         limit: usize,
     ) -> Result<(), EncodeError> {
         self.heads.clear();
         self.gaps.clear();
         self.answers.clear();
         (self.exact, self.cumulative) = (0, 0);
-        let mut answers = answers.peekable();
         let mut len = 0;
-        while let Some(answer) = answers.next_if(|next| {
-            let payloads = self.gaps.len() + usize::from(next.payload_len.is_some());
-            len == 0 || (len + next.message_len() <= limit && payloads <= PAYLOADS_MAX)
-        }) {
-            len += answer.message_len();
-            self.push(&answer, &mut answers, form(answer.queue))?;
+        // The answers of a queue are counted together.
+        let (mut queue, mut answers) = (0, 0);
+        for run in runs {
+            let (head, payload) = run.first.message_len();
+            let is_full =
+                len + head + payload > limit || payload > 0 && self.gaps.len() == PAYLOADS_MAX;
+            if is_full && len > 0 {
+                break;
+            }
+            len += head + payload;
+            self.push(&run)?;
+            if run.first.queue != queue && answers > 0 {
+                self.answers.push((queue, answers));
+                answers = 0;
+            }
+            queue = run.first.queue;
+            answers += run.packets;
+        }
+        if answers > 0 {
+            self.answers.push((queue, answers));
         }
         Ok(())
     }
 
-    fn push<'a>(
-        &mut self,
-        answer: &Answer<'a>,
-        answers: &mut Peekable<impl Iterator<Item = Answer<'a>>>,
-        form: Form,
-    ) -> Result<(), EncodeError> {
-        let mut last_id = answer.id;
-        let mut run = 1;
-        if form == Form::Cumulative && !answer.needs_its_own() {
-            while let Some(next) = answers.next_if(|next| next.is_like(answer)) {
-                last_id = next.id;
-                run += 1;
-            }
-        }
-        if run > 1 {
-            let Answer { queue, verdict, mark, priority, .. } = *answer;
+    /// Appends the message that answers a run.
+    #[inline(always)]
+    fn push(&mut self, run: &Run<'_>) -> Result<(), EncodeError> {
+        let Run { first, last_id, packets } = *run;
+        let Answer { queue, id, verdict, changes, slot } = first;
+        if packets > 1 {
+            let (mark, priority) = (first.mark(), first.priority());
             VerdictBatchMessage { queue, last_id, verdict, mark, priority }.push(&mut self.heads);
             self.cumulative += 1;
-        } else {
-            answer.message().push_head(&mut self.heads, answer.payload_len)?;
-            if let Some(payload_len) = answer.payload_len {
-                self.gaps.push(Gap { at: self.heads.len(), slot: answer.slot });
-                attribute::pad(&mut self.heads, payload_len);
-            }
-            self.exact += 1;
+            return Ok(());
         }
-        match self.answers.last_mut() {
-            Some((queue, count)) if *queue == answer.queue => *count += run,
-            _ => self.answers.push((answer.queue, run)),
+        let message = VerdictMessage::new(queue, id, verdict);
+        match changes {
+            None => message.push_head(&mut self.heads, None)?,
+            Some(changes) => self.push_changed(message, changes, slot)?,
+        }
+        self.exact += 1;
+        Ok(())
+    }
+
+    /// Appends a message with what was done to its packet.
+    fn push_changed(
+        &mut self,
+        message: VerdictMessage<'_>,
+        changes: &Changes,
+        slot: usize,
+    ) -> Result<(), EncodeError> {
+        let payload_len = changes.payload_len(message.verdict);
+        let Changes { mark, priority, .. } = *changes;
+        match changes.extras() {
+            None => {
+                let message = VerdictMessage { mark, priority, ..message };
+                message.push_head(&mut self.heads, payload_len)?;
+            }
+            Some(extras) => {
+                let message = VerdictMessage {
+                    mark,
+                    priority,
+                    vlan: extras.vlan,
+                    l2_header: extras.l2_header.as_ref().map(L2Header::as_bytes),
+                    conntrack: extras.conntrack,
+                    ..message
+                };
+                message.push_head(&mut self.heads, payload_len)?;
+            }
+        }
+        if let Some(payload_len) = payload_len {
+            self.gaps.push(Gap { at: self.heads.len(), slot });
+            attribute::pad(&mut self.heads, payload_len);
         }
         Ok(())
     }

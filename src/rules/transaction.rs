@@ -19,7 +19,7 @@ use netlink_packet_netfilter::{
 use nix::errno::Errno;
 
 use crate::error::{Error, Operation};
-use crate::socket::{Received, Socket};
+use crate::socket::{Arrival, Received, Socket};
 
 /// `NFNL_SUBSYS_NFTABLES`: begin and end say by it which subsystem the batch is for.
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
@@ -127,7 +127,7 @@ impl Connection {
         let mut received = [Received::default()];
         loop {
             match self.socket.receive([buffer.as_mut_slice()].into_iter(), &mut received) {
-                Ok(_) if !received[0].from_kernel => {}
+                Ok(_) if received[0].arrival == Arrival::Foreign => {}
                 Ok(_) => {
                     let datagram = buffer.get(..received[0].length).unwrap_or_default();
                     if let Some(verdict) = judge(datagram, numbers) {
