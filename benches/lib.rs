@@ -1,1 +1,3 @@
-//! Holds the benchmarks; see `cargo bench -p netfilterqueue-benches`.
+//! What the benchmarks share; see `cargo bench -p netfilterqueue-benches`.
+
+pub mod messages;

@@ -20,11 +20,11 @@ const SMALL: usize = 100 - 28;
 const LARGE: usize = 1_400 - 28;
 
 /// The way a program takes its packets.
-pub(crate) fn run_accept() {
+pub(crate) fn run() {
     let Traffic { mut queue, source, _rules } = Traffic::new(EditMode::Complete, SMALL);
     queue.set_nonblocking(true);
     source.send();
-    queue.run(|packet| packet.accept()).expect("packets are received and answered");
+    queue.run(accept_one).expect("packets are received and answered");
     let mut left = PACKETS;
     source.send();
     measured_run(&mut queue, |packet| {
@@ -39,7 +39,7 @@ pub(crate) fn run_accept() {
 
 pub(crate) fn accept() {
     let mut traffic = Traffic::new(EditMode::Complete, SMALL);
-    measure(&mut traffic, Form::Cumulative, |packet| packet.accept());
+    measure(&mut traffic, Form::Cumulative, accept_one);
 }
 
 pub(crate) fn drop() {
@@ -52,7 +52,7 @@ pub(crate) fn drop() {
 pub(crate) fn accept_exact() {
     let mut traffic = Traffic::new(EditMode::Complete, SMALL);
     let retained = traffic.retain();
-    measure(&mut traffic, Form::Exact, |packet| packet.accept());
+    measure(&mut traffic, Form::Exact, accept_one);
     retained.accept().expect("the verdict is sent");
 }
 
@@ -75,10 +75,23 @@ pub(crate) fn edit_complete() {
     measure(&mut Traffic::new(EditMode::Complete, LARGE), Form::Exact, edit);
 }
 
+fn accept_one(packet: Packet<'_>) -> Decided<'_> {
+    packet.accept()
+}
+
 fn edit(mut packet: Packet<'_>) -> Decided<'_> {
     let payload = packet.payload_mut().expect("it can be edited");
     *payload.last_mut().expect("it has data") ^= 0xff;
     packet.accept()
+}
+
+/// A large packet is replaced by another one, which is copied; nothing is completed.
+pub(crate) fn replace_raw() {
+    let other = [0x45; 1_400];
+    measure(&mut Traffic::new(EditMode::Raw, LARGE), Form::Exact, |mut packet| {
+        packet.set_payload(&other).expect("it can be edited");
+        packet.accept()
+    });
 }
 
 /// Judges all packets, a batch at a time.
