@@ -1,71 +1,86 @@
 //! What reading and writing one message costs, without a socket. A benchmark's name is its knobs.
+//!
+//! The verdict policy, which is private, and everything else that a queue does with its packets
+//! are not here: they happen between system calls, and the kernel's time, which is most of a
+//! drain's, is not the same from one run to the next by more than they take. `instructions` counts
+//! them instead.
 
 #![allow(missing_docs)] // criterion_group! makes an undocumented function
 
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use netfilterqueue_protocol::attribute::{push, push_nested, push_u16_be, push_u32_be};
+use netfilterqueue_benches::messages;
 use netfilterqueue_protocol::config::{Command, ConfigFlags, ConfigMessage, CopyMode, FlagChange};
-use netfilterqueue_protocol::constants::*;
+use netfilterqueue_protocol::message::{Message, Nfgenmsg};
 use netfilterqueue_protocol::packet::PacketIndex;
 use netfilterqueue_protocol::verdict::{Verdict, VerdictBatchMessage, VerdictMessage};
 
-/// A packet message with the attributes that a forwarded packet has.
-fn packet(payload_len: usize) -> Vec<u8> {
-    let mut attributes = Vec::new();
-    push(&mut attributes, NFQA_PACKET_HDR, &[0, 0, 0, 42, 8, 0, NF_INET_FORWARD]);
-    push_u32_be(&mut attributes, NFQA_IFINDEX_INDEV, 2);
-    push_u32_be(&mut attributes, NFQA_IFINDEX_OUTDEV, 3);
-    push_u32_be(&mut attributes, NFQA_MARK, 7);
-    push(&mut attributes, NFQA_HWADDR, &[0, 6, 0, 0, 2, 0, 0, 0, 0, 1, 0, 0]);
-    push_nested(&mut attributes, NFQA_VLAN, |out| {
-        push_u16_be(out, NFQA_VLAN_TCI, 100);
-        push_u16_be(out, NFQA_VLAN_PROTO, 0x8100);
-    });
-    push(&mut attributes, NFQA_PAYLOAD, &vec![0x45; payload_len]);
-
-    let length = u32::try_from(20 + attributes.len()).expect("a message of at most 64 KiB");
-    let mut message = length.to_ne_bytes().to_vec();
-    message.extend(NFQNL_MSG_PACKET.to_ne_bytes());
-    // Flags, sequence and port id are 0 in the kernel's packets.
-    message.extend([0; 10]);
-    message.extend([NFPROTO_IPV4, NFNETLINK_V0, 0, 1]);
-    message.extend(attributes);
-    message
+/// Captured messages of each size, and one with the payloads of a full Ethernet frame and of the
+/// longest packet that the kernel copies.
+fn messages() -> [(&'static str, Vec<u8>); 7] {
+    [
+        ("meta", messages::of(messages::META)),
+        ("udp", messages::of(messages::OUTPUT_UDP)),
+        ("udp,bridged", messages::of(messages::FORWARD_UDP)),
+        ("tcp,conntrack", messages::of(messages::TCP_CONNTRACK)),
+        ("tcp,everything", messages::of(messages::SYN_EVERYTHING)),
+        ("udp,payload=1500", messages::with_payload(messages::OUTPUT_UDP, 1_500)),
+        ("udp,payload=65531", messages::with_payload(messages::OUTPUT_UDP, 65_531)),
+    ]
 }
 
 fn parse(c: &mut Criterion) {
     let mut group = c.benchmark_group("parse");
-    // A small packet, and the longest payload that the kernel copies.
-    for payload_len in [100, 65_531] {
-        let message = packet(payload_len);
-        let id = BenchmarkId::from_parameter(format_args!("payload={payload_len}"));
+    for (name, message) in messages() {
+        PacketIndex::parse(&message).expect("a whole packet message");
+        let id = BenchmarkId::from_parameter(format_args!("{name},bytes={}", message.len()));
         group.bench_with_input(id, &message, |b, message| {
             b.iter(|| PacketIndex::parse(black_box(message)));
         });
     }
-    let message = packet(100);
-    group.bench_function("payload=100,read=id+payload+mark+indev", |b| {
+    let message = messages::of(messages::OUTPUT_UDP);
+    group.bench_function("udp,read=id+payload+mark+outdev", |b| {
         b.iter(|| {
-            let index = PacketIndex::parse(black_box(&message)).expect("a whole packet");
+            let index = PacketIndex::parse(black_box(&message)).expect("a whole packet message");
             let packet = index.view(&message);
-            (packet.id(), packet.payload().len(), packet.mark(), packet.indev())
+            (packet.id(), packet.payload().len(), packet.mark(), packet.outdev())
         });
     });
     group.finish();
 }
 
+/// The walk alone, without checks of what each attribute holds.
+fn attributes(c: &mut Criterion) {
+    let mut group = c.benchmark_group("attributes");
+    for (name, message) in messages() {
+        let id = BenchmarkId::from_parameter(format_args!("{name},bytes={}", message.len()));
+        group.bench_with_input(id, &message, |b, message| {
+            b.iter(|| {
+                let message = Message::parse(black_box(message)).expect("a whole message");
+                let (_, attributes) = Nfgenmsg::parse(message.body()).expect("its header");
+                for attribute in attributes {
+                    black_box(attribute).expect("a whole attribute");
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
 fn verdict(c: &mut Criterion) {
     let mut group = c.benchmark_group("verdict");
-    let payload = [0x45; 100];
+    let payload = [0x45; 1_500];
     let accept = VerdictMessage::new(1, 42, Verdict::Accept);
+    let marked = VerdictMessage { mark: Some(7), ..accept };
     let knobs = [
         ("accept", accept),
-        ("accept,mark", VerdictMessage { mark: Some(7), ..accept }),
-        ("accept,payload=100", VerdictMessage { payload: Some(&payload), ..accept }),
+        ("accept,mark", marked),
+        ("accept,mark,priority", VerdictMessage { priority: Some(1), ..marked }),
+        ("accept,payload=100", VerdictMessage { payload: Some(&payload[..100]), ..accept }),
+        ("accept,payload=1500", VerdictMessage { payload: Some(&payload), ..accept }),
     ];
-    let mut out = Vec::with_capacity(256);
+    let mut out = Vec::with_capacity(2 * payload.len());
     for (name, verdict) in knobs {
         group.bench_function(name, |b| {
             b.iter(|| {
@@ -75,24 +90,36 @@ fn verdict(c: &mut Criterion) {
             });
         });
     }
-    group.finish();
-}
-
-fn batch(c: &mut Criterion) {
-    let mut out = Vec::with_capacity(64);
-    let mut group = c.benchmark_group("batch");
-    for (name, mark) in [("accept", None), ("accept,mark", Some(7))] {
-        let batch = VerdictBatchMessage {
-            queue: 1,
-            last_id: 42,
-            verdict: Verdict::Accept,
-            mark,
-            priority: None,
-        };
+    // As a queue sends it: the payload is gathered from where it was received.
+    for (name, verdict) in [("accept,head=1500", accept), ("accept,mark,head=1500", marked)] {
         group.bench_function(name, |b| {
             b.iter(|| {
                 out.clear();
-                black_box(&batch).push(&mut out);
+                let payload_len = Some(black_box(payload.len()));
+                black_box(&verdict).push_head(&mut out, payload_len).expect("it fits");
+                black_box(&out);
+            });
+        });
+    }
+    group.finish();
+}
+
+fn cumulative(c: &mut Criterion) {
+    let mut out = Vec::with_capacity(64);
+    let mut group = c.benchmark_group("cumulative");
+    let accept = VerdictBatchMessage {
+        queue: 1,
+        last_id: 42,
+        verdict: Verdict::Accept,
+        mark: None,
+        priority: None,
+    };
+    let marked = VerdictBatchMessage { mark: Some(7), ..accept };
+    for (name, verdict) in [("accept", accept), ("accept,mark", marked)] {
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                out.clear();
+                black_box(&verdict).push(&mut out);
                 black_box(&out);
             });
         });
@@ -120,5 +147,5 @@ fn config(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, parse, verdict, batch, config);
+criterion_group!(benches, parse, attributes, verdict, cumulative, config);
 criterion_main!(benches);

@@ -89,6 +89,10 @@ fn count_all(part: &str) -> ExitCode {
         counted += 1;
         exceeded += u32::from(measured > budget);
     }
+    if !cfg!(target_arch = "x86_64") {
+        println!("the budgets are for x86-64: nothing is held against them here");
+        exceeded = 0;
+    }
     println!("what takes them: callgrind_annotate {}", valgrind::profile("NAME").display());
     match (counted, exceeded) {
         (0, _) => fail(&format!("no case has {part:?} in its name")),
