@@ -1,19 +1,24 @@
 //! What packets cost, in system calls and allocations: counts, never times.
 
+use std::hint::black_box;
 use std::net::UdpSocket;
 
-use allocation_counter::measure;
-use netfilterqueue::{Batch, Decided, Packet, Queue, RetainedPacket, Verdict};
+use allocation_counter::{AllocationInfo, measure};
+use netfilterqueue::conntrack::{ConntrackChange, ConntrackStatus, LabelsChange, MarkChange};
+use netfilterqueue::{Batch, Decided, EditMode, Packet, Queue, RetainedPacket, Verdict};
 use netfilterqueue_netns::Namespace;
 
-use crate::support::{UdpPair, V4, queue_udp, receive_exactly, udp_data, wait_until};
+use crate::support::{Feed, UdpPair, V4, queue_udp, receive_exactly, udp_data, wait_until};
 use crate::{Test, tests};
 
-pub const TESTS: [Test; 5] = tests![
+pub const TESTS: [Test; 8] = tests![
     a_backlog_takes_two_system_calls_per_32_packets,
     a_batch_of_like_verdicts_is_one_receive_and_one_send,
     a_batch_of_edits_is_one_receive_and_one_send,
     the_packet_path_allocates_nothing,
+    several_queues_on_a_socket_allocate_nothing_per_packet,
+    edits_in_several_datagrams_allocate_nothing,
+    a_run_allocates_nothing_per_packet,
     a_retained_packet_costs_its_size,
 ];
 
@@ -147,37 +152,91 @@ fn calls_of_a_batch(judge: impl for<'p> Fn(Packet<'p>) -> Decided<'p>) -> (u64, 
 /// delivered.
 const LONGER: [u8; 400] = [0x45; 400];
 
-/// A way to judge a packet.
-type Judge = for<'p> fn(Packet<'p>) -> Decided<'p>;
+/// Something to do with a packet; what it leaves undecided gets the default verdict.
+type Judge = for<'p> fn(Packet<'p>);
 
-const JUDGES: [(&str, Judge); 6] = [
-    ("accept", |packet| packet.accept()),
-    ("drop", |packet| packet.verdict(Verdict::Drop)),
+const JUDGES: [(&str, Judge); 12] = [
+    ("accept", |packet| done(packet.accept())),
+    ("drop", |packet| done(packet.verdict(Verdict::Drop))),
+    ("leave undecided", |packet| drop(packet)),
+    ("read", |packet| {
+        let read = (packet.payload().len(), packet.timestamp(), packet.skb_info(), packet.hwaddr());
+        black_box((read, packet.mark(), packet.outdev(), packet.conntrack().is_some()));
+        done(packet.accept());
+    }),
     ("mark", |mut packet| {
         packet.set_mark(packet.id());
-        packet.accept()
+        done(packet.accept());
+    }),
+    ("mark and priority", |mut packet| {
+        packet.set_mark(1);
+        packet.set_priority(packet.id());
+        done(packet.accept());
+    }),
+    ("change the connection", |mut packet| {
+        packet.set_conntrack(CONNECTION);
+        done(packet.accept());
     }),
     ("edit in place", |mut packet| {
         packet.payload_mut().unwrap()[28..].fill(b'x');
-        packet.accept()
+        done(packet.accept());
+    }),
+    ("edit in place, sent as it is", |mut packet| {
+        packet.set_edit_mode(EditMode::Raw);
+        packet.payload_mut().unwrap()[28..].fill(b'x');
+        done(packet.accept());
     }),
     ("set a longer payload", |mut packet| {
         packet.set_payload(&LONGER).unwrap();
-        packet.accept()
+        done(packet.accept());
+    }),
+    ("set a shorter payload", |mut packet| {
+        packet.set_payload(&LONGER[..24]).unwrap();
+        done(packet.accept());
     }),
     ("a mixture", |mut packet| match packet.id() % 4 {
-        0 => packet.verdict(Verdict::Drop),
-        1 => packet.accept(),
+        0 => done(packet.verdict(Verdict::Drop)),
+        1 => done(packet.accept()),
         2 => {
             packet.set_mark(1);
-            packet.verdict(Verdict::Stop)
+            done(packet.verdict(Verdict::Stop));
         }
         _ => {
             packet.payload_mut().unwrap().reverse();
-            packet.accept()
+            done(packet.accept());
         }
     }),
 ];
+
+/// As long as a change can be.
+const CONNECTION: ConntrackChange = ConntrackChange {
+    timeout: Some(60),
+    status: Some(ConntrackStatus::ASSURED),
+    labels: Some(LabelsChange { value: [1; 16], mask: [1; 16] }),
+    mark: Some(MarkChange { value: 1, mask: 1 }),
+};
+
+/// Judges differ in whether they decide.
+fn done(_: Decided<'_>) {}
+
+/// Judges a batch, whose packets wait, and counts what that allocates: receiving, judging, sending.
+fn allocations(queue: &mut Queue, batch: &mut Batch, judge: impl Fn(Packet<'_>)) -> AllocationInfo {
+    let capacity = batch.capacity();
+    measure(|| {
+        assert_eq!(queue.recv(batch).unwrap(), capacity, "all of them at once");
+        batch.iter_mut().for_each(judge);
+        batch.commit().unwrap();
+    })
+}
+
+/// The first round makes the buffers for verdicts as long as they get; they belong to the batch.
+fn longest(mut packet: Packet<'_>) {
+    packet.set_mark(1);
+    packet.set_priority(1);
+    packet.set_conntrack(CONNECTION);
+    packet.payload_mut().unwrap();
+    packet.accept();
+}
 
 fn the_packet_path_allocates_nothing(_: &Namespace) {
     const ROUNDS: usize = 20;
@@ -185,32 +244,88 @@ fn the_packet_path_allocates_nothing(_: &Namespace) {
     let _rules = queue_udp(1);
     let udp = UdpPair::new(V4);
     let mut batch = Batch::new(BATCH);
+    let mut round = |queue: &mut Queue, judge: Judge| {
+        udp.send_each(0..BATCH as u8);
+        allocations(queue, &mut batch, judge)
+    };
+    let first = round(&mut queue, longest);
+    assert!(first.count_total > 0, "allocations are counted: {first:?}");
+    let mut all = |queue: &mut Queue| {
+        for (name, judge) in JUDGES {
+            for _ in 0..ROUNDS {
+                let counted = round(queue, judge);
+                assert_eq!(counted.count_total, 0, "{name}: {counted:?}");
+            }
+        }
+        queue.stats()
+    };
+    let freely = all(&mut queue);
+    assert!(freely.cumulative_verdicts > 0, "{freely:?}");
+    // Exact verdicts only, while another packet waits for its own.
+    udp.send(&[0]);
+    let retained = receive_exactly(&mut queue, 1).iter_mut().next().unwrap().retain().0;
+    let exactly = all(&mut queue);
+    assert_eq!(exactly.cumulative_verdicts, freely.cumulative_verdicts);
+    retained.accept().unwrap();
+    let packets = (2 * JUDGES.len() * ROUNDS + 1) * BATCH + 1;
+    let stats = queue.stats();
+    assert_eq!((stats.answered, stats.lost, stats.refused), (packets as u64, 0, 0));
+}
+
+fn several_queues_on_a_socket_allocate_nothing_per_packet(_: &Namespace) {
+    let numbers = [1, 2, 3];
+    let mut queue = Queue::builder(numbers).bind().unwrap();
+    let feed = Feed::of(numbers);
+    let mut batch = Batch::new(20 * numbers.len());
     let mut round = |judge: Judge| {
+        feed.send_each(0..20);
+        allocations(&mut queue, &mut batch, judge)
+    };
+    round(longest);
+    for (name, judge) in JUDGES {
+        let counted = round(judge);
+        assert_eq!(counted.count_total, 0, "{name}: {counted:?}");
+    }
+}
+
+fn edits_in_several_datagrams_allocate_nothing(_: &Namespace) {
+    // As much as three senders' buffers hold, and more than goes into one datagram.
+    const PER_SENDER: usize = 2;
+    let mut queue = Queue::builder(1).bind().unwrap();
+    let _rules = queue_udp(1);
+    let senders = [(); 3].map(|()| UdpPair::new(V4));
+    let mut batch = Batch::new(PER_SENDER * senders.len());
+    let mut round = || {
+        let large = [0; 60_000];
+        senders.iter().for_each(|udp| (0..PER_SENDER).for_each(|_| udp.send(&large)));
+        allocations(&mut queue, &mut batch, longest)
+    };
+    round();
+    let counted = round();
+    assert_eq!(counted.count_total, 0, "{counted:?}");
+    let calls = queue.stats().send_calls;
+    assert!(calls > 2, "{calls} datagrams of two batches");
+}
+
+/// `Queue::run` keeps its batch from one run to the next.
+fn a_run_allocates_nothing_per_packet(_: &Namespace) {
+    let mut queue = Queue::builder(1).bind().unwrap();
+    let _rules = queue_udp(1);
+    let udp = UdpPair::new(V4);
+    let mut round = || {
         udp.send_each(0..BATCH as u8);
         measure(|| {
-            assert_eq!(queue.recv(&mut batch).unwrap(), BATCH);
-            for packet in &mut batch {
-                judge(packet);
-            }
-            batch.commit().unwrap();
+            run_for(&mut queue, BATCH, |mut packet| {
+                packet.set_mark(packet.id());
+                packet.payload_mut().unwrap();
+                packet.accept()
+            });
         })
     };
-    // The buffers for verdicts reach their size; marks and edits make the longest ones.
-    let first = round(|mut packet| {
-        packet.set_mark(1);
-        packet.payload_mut().unwrap();
-        packet.accept()
-    });
-    assert!(first.count_total > 0, "allocations are counted: {first:?}");
-    for (name, judge) in JUDGES {
-        for _ in 0..ROUNDS {
-            let counted = round(judge);
-            assert_eq!(counted.count_total, 0, "{name}: {counted:?}");
-        }
-    }
-    let packets = (JUDGES.len() * ROUNDS + 1) * BATCH;
-    let stats = queue.stats();
-    assert_eq!((stats.answered, stats.lost), (packets as u64, 0));
+    assert!(round().count_total > 0, "the first run makes the batch");
+    let counted = round();
+    assert_eq!(counted.count_total, 0, "{counted:?}");
+    assert_eq!(queue.stats().answered, 2 * BATCH as u64);
 }
 
 fn a_retained_packet_costs_its_size(_: &Namespace) {
