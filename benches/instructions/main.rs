@@ -8,8 +8,8 @@
 //! them. callgrind counts: it needs valgrind, no debugger's rights, and root or user namespaces for
 //! the network namespace that the packets are in.
 //!
-//! The program starts itself under valgrind, once per case. That is what gungraun does for any
-//! library; its runner alone takes longer to build than CI may spend on this, and the division by
+//! The program starts itself under valgrind, once per case. gungraun, which does that for any
+//! library, counts the same; but its runner takes some two minutes to build, and the division by
 //! packets, the budgets and the table would be ours all the same.
 
 mod budgets;
