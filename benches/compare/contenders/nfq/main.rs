@@ -4,6 +4,8 @@
 //! default: whole packets (the crate asks for 65,535 bytes by itself), blocking receive, GSO off.
 //! best: `set_recv_gso(true)`, the only setting of the crate that makes anything faster. It has no
 //! batches: a system call for each packet and one for each verdict.
+//! nfq-updated 0.2.6 lengthens edited packets to a multiple of four, which breaks TCP. That is left
+//! as it is: no user of the crate can avoid it.
 //! With several queues each has its own `Queue`, and so its own socket, and a thread.
 
 #[path = "../rust/contender.rs"]

@@ -124,7 +124,9 @@ impl<C: Contender> Worker<C> {
     /// Judges until all threads together have judged as many as are wanted.
     fn work(&mut self, progress: &Progress, calls: &AtomicU64) -> io::Result<()> {
         while !progress.idle() {
-            if self.task == Task::Retain && progress.held.load(Relaxed) >= progress.wanted.load(Relaxed) {
+            if self.task == Task::Retain
+                && progress.held.load(Relaxed) >= progress.wanted.load(Relaxed)
+            {
                 for packet in std::mem::take(&mut self.held) {
                     self.contender.judge(packet, Task::Accept)?;
                     progress.one_more_judged();
@@ -297,7 +299,8 @@ pub fn recompute(packet: &mut [u8]) -> bool {
         *byte ^= 1;
     }
     packet[checksum..checksum + 2].fill(0);
-    let pseudo = wide_sum(&packet[addresses]) + u64::from((u32::from(protocol) + segment_len as u32).to_be());
+    let pseudo = wide_sum(&packet[addresses])
+        + u64::from((u32::from(protocol) + segment_len as u32).to_be());
     let mut sum = pseudo + wide_sum(&packet[start..]);
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -314,7 +317,8 @@ pub fn recompute(packet: &mut [u8]) -> bool {
 /// host's byte order (RFC 1071). A plain loop: the compiler makes vector instructions of it.
 fn wide_sum(bytes: &[u8]) -> u64 {
     let mut words = bytes.chunks_exact(4);
-    let sum: u64 = words.by_ref().map(|word| u64::from(u32::from_ne_bytes(word.try_into().unwrap()))).sum();
+    let sum: u64 =
+        words.by_ref().map(|word| u64::from(u32::from_ne_bytes(word.try_into().unwrap()))).sum();
     let mut rest = [0; 4];
     rest[..words.remainder().len()].copy_from_slice(words.remainder());
     sum + u64::from(u32::from_ne_bytes(rest))
