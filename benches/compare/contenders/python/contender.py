@@ -1,4 +1,4 @@
-"""python-netfilterqueue (on PyPI: NetfilterQueue), which wraps libnetfilter_queue.
+"""python-netfilterqueue (its package is called NetfilterQueue), which wraps libnetfilter_queue.
 
 default: bind() with nothing but the queue's length. Its copy range of 65,535 is cut to 4,016 bytes
 by the library, whose buffer has 4,096; its receive buffer is 2.4 MB unless --buffer says otherwise.
