@@ -78,7 +78,9 @@ impl PacketIndex {
     /// which packet it was about.
     #[inline]
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
-        Self::of(Message::parse(bytes)?)
+        let mut index = Self::default();
+        index.parse_into(bytes)?;
+        Ok(index)
     }
 
     /// Walks and checks a message whose header has been read.
