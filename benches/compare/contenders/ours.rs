@@ -1,0 +1,125 @@
+//! The library, as its users call it: `--door run` (the default) or `--door batch`.
+
+mod dialogue;
+
+use dialogue::{Arguments, Failure, Task, Worker};
+use netfilterqueue::{
+    Batch, Decided, EditMode, FlowBypass, FlowMarks, Packet, Queue, RetainedPacket, Verdict,
+};
+
+/// More than kernels hold, so that the receive buffer is what limits a backlog.
+const MAX_LEN: u32 = 131_072;
+
+/// The rules that the harness installs use these.
+const FLOWS: FlowBypass =
+    FlowBypass::assume_installed(FlowMarks::new(0x1000_0000, 0x2000_0000).unwrap());
+
+fn main() {
+    dialogue::or_exit(run());
+}
+
+fn run() -> Result<(), Failure> {
+    let arguments = Arguments::read()?;
+    let bind = |number| bind(number, &arguments);
+    dialogue::converse(arguments.numbers().map(bind).collect::<Result<_, _>>()?)
+}
+
+fn bind(number: u16, arguments: &Arguments) -> Result<Box<dyn Worker>, Failure> {
+    let mut builder = Queue::builder(number).max_len(MAX_LEN);
+    if let Some(bytes) = arguments.buffer {
+        builder = builder.receive_buffer(bytes);
+    }
+    // The defaults are the fastest settings but for this.
+    if arguments.best && arguments.task == Task::Flip {
+        builder = builder.edit_mode(EditMode::Raw);
+    }
+    let queue = builder.bind()?;
+    let batch = (arguments.way.as_deref() == Some("batch")).then(|| Batch::new(64));
+    Ok(Box::new(Contender { queue, batch, task: arguments.task, held: Vec::new() }))
+}
+
+struct Contender {
+    queue: Queue,
+    /// For the door of that name.
+    batch: Option<Batch>,
+    task: Task,
+    held: Vec<RetainedPacket>,
+}
+
+impl Worker for Contender {
+    fn judge(&mut self, count: Option<u64>) -> Result<u64, Failure> {
+        let before = self.queue.stats().system_calls();
+        match self.task {
+            Task::Drop => self.judge_each(count, |packet| packet.verdict(Verdict::Drop)),
+            Task::Accept => self.judge_each(count, |packet| packet.accept()),
+            Task::Flip => self.judge_each(count, flip),
+            Task::Recompute => self.judge_each(count, change),
+            Task::Bypass => self.judge_each(count, |packet| packet.accept_flow(FLOWS)),
+            Task::Retain if self.held.is_empty() => self.retain(count),
+            Task::Retain => self.held.drain(..).try_for_each(|packet| Ok(packet.accept()?)),
+        }?;
+        let stats = self.queue.stats();
+        if stats.lost + stats.truncated + stats.malformed + stats.refused > 0 {
+            return Err(format!("packets were lost: {stats:?}").into());
+        }
+        Ok(stats.system_calls() - before)
+    }
+}
+
+impl Contender {
+    fn judge_each<F>(&mut self, count: Option<u64>, mut judge: F) -> Result<(), Failure>
+    where
+        F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
+    {
+        let mut left = count.unwrap_or(u64::MAX);
+        let Some(batch) = &mut self.batch else {
+            let stop = self.queue.stop_handle();
+            return Ok(self.queue.run(|packet| {
+                left -= 1;
+                if left == 0 {
+                    stop.stop();
+                }
+                judge(packet)
+            })?);
+        };
+        while left > 0 {
+            left = left.saturating_sub(self.queue.recv(batch)? as u64);
+            for packet in &mut *batch {
+                judge(packet);
+            }
+            batch.commit()?;
+        }
+        Ok(())
+    }
+
+    fn retain(&mut self, count: Option<u64>) -> Result<(), Failure> {
+        let mut held = Vec::with_capacity(usize::try_from(count.unwrap_or(0))?);
+        self.judge_each(count, |packet| {
+            let (packet, decided) = packet.retain();
+            held.push(packet);
+            decided
+        })?;
+        self.held = held;
+        Ok(())
+    }
+}
+
+fn flip(mut packet: Packet<'_>) -> Decided<'_> {
+    if let Ok(bytes) = packet.payload_mut()
+        && let Some(last) = bytes.last_mut()
+    {
+        *last ^= 0xff;
+    }
+    packet.accept()
+}
+
+/// The library completes the checksum.
+fn change(mut packet: Packet<'_>) -> Decided<'_> {
+    if let Ok(bytes) = packet.payload_mut()
+        && let Some(at) = dialogue::data_offset(bytes)
+        && let Some(first) = bytes.get_mut(at)
+    {
+        *first ^= 0x01;
+    }
+    packet.accept()
+}

@@ -1,0 +1,90 @@
+//! How much memory a contender takes: at rest, while a backlog waits, and with all of that held
+//! back.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use netfilterqueue_netns::Namespace;
+
+use super::drain::{backlog, buffer};
+use super::{Case, Sample, Workload};
+use crate::contender::{Contender, Orders, Process, Unsupported};
+use crate::machine::Place;
+use crate::results::Unit;
+use crate::traffic::{BACKLOG_MAX, Backlog};
+
+const PACKET_LEN: usize = 100;
+
+pub struct Memory;
+
+impl Workload for Memory {
+    fn id(&self) -> String {
+        "memory".to_owned()
+    }
+
+    fn title(&self) -> String {
+        "resident memory at rest".to_owned()
+    }
+
+    fn unit(&self) -> Unit {
+        Unit::Kibibytes
+    }
+
+    fn notes(&self) -> Vec<String> {
+        vec![
+            "waiting: with a backlog of packets of 100 B in the kernel; held: with all of them \
+             retained; over: bytes for each of these beyond its 100"
+                .to_owned(),
+        ]
+    }
+
+    fn rounds(&self, quick: bool) -> usize {
+        if quick { 1 } else { 3 }
+    }
+
+    fn quick_budget(&self) -> Duration {
+        Duration::from_secs(5)
+    }
+
+    fn cases(&self, contenders: &[Contender], _quick: bool) -> Vec<Case> {
+        Case::best_of(contenders)
+    }
+
+    fn measure(&self, case: &Case, quick: bool) -> Result<Sample> {
+        match self.measure_task(case, "retain", quick) {
+            // Then the rest of it can be measured all the same.
+            Err(error) if error.is::<Unsupported>() => self.measure_task(case, "accept", quick),
+            result => result,
+        }
+    }
+}
+
+impl Memory {
+    fn measure_task(&self, case: &Case, task: &str, quick: bool) -> Result<Sample> {
+        let packets = backlog(if quick { 10_000 } else { BACKLOG_MAX }, 1, PACKET_LEN)?;
+        let namespace = Namespace::new()?;
+        let contender = case.contender.as_ref().context("somebody must judge")?;
+        let orders = Orders {
+            task,
+            settings: &case.settings,
+            queues: 1,
+            buffer: Some(buffer(packets, PACKET_LEN)),
+            place: Place::Consumer,
+        };
+        let mut process = Process::start(contender, &namespace, orders)?;
+        let rest = process.resident_kib()? as f64;
+        let mut traffic = Backlog::new(&namespace, 1, PACKET_LEN, true)?;
+        traffic.queue()?;
+        traffic.fill(packets)?;
+        let waiting = process.resident_kib()? as f64;
+        process.judge(packets)?;
+        let mut more = vec![("waiting KiB", waiting)];
+        if task == "retain" {
+            let held = process.resident_kib()? as f64;
+            let each = (held - rest) * 1024.0 / packets as f64;
+            more.extend([("held KiB", held), ("over B", each - PACKET_LEN as f64)]);
+            process.judge(packets)?;
+        }
+        Ok(Sample { value: rest, more })
+    }
+}
