@@ -23,7 +23,7 @@ pub const QUEUE: u16 = 1;
 const START: Duration = Duration::from_secs(20);
 
 /// How long it may take to judge a backlog.
-const JUDGE: Duration = Duration::from_secs(60);
+const JUDGE: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Clone)]
 pub struct Contender {

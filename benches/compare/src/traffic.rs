@@ -27,8 +27,9 @@ const HEADERS_LEN: usize = 28;
 /// How long the last packets of a backlog are waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// More than kernels hold in one queue is of no use, and this is some less.
-pub const BACKLOG_MAX: usize = 60_000;
+/// The longest backlog: some less than kernels hold in one queue, and full batches of 64 in up to
+/// four queues.
+pub const BACKLOG_MAX: usize = 59_904;
 
 /// What a packet takes of the receive buffer (`truesize`), generously.
 pub const fn cost(packet_len: usize) -> usize {

@@ -29,7 +29,7 @@ pub const DROP_100: Drain = Drain {
     packet_len: 100,
     task: "drop",
     packets: BACKLOG_MAX,
-    quick_packets: 10_000,
+    quick_packets: 9_984,
 };
 pub const ACCEPT_100: Drain = Drain { id: "drain-100-accept", task: "accept", ..DROP_100 };
 pub const FLIP_1400: Drain =
