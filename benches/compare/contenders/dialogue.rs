@@ -54,14 +54,8 @@ pub struct Arguments {
 
 impl Arguments {
     pub fn read() -> Result<Self, Failure> {
-        let mut read = Self {
-            first: 1,
-            queues: 1,
-            task: Task::Accept,
-            best: false,
-            buffer: None,
-            way: None,
-        };
+        let mut read =
+            Self { first: 1, queues: 1, task: Task::Accept, best: false, buffer: None, way: None };
         let mut words = std::env::args().skip(1);
         while let Some(name) = words.next() {
             let value = words.next().ok_or_else(|| format!("{name} needs a value"))?;

@@ -16,8 +16,6 @@ pub struct Datagrams {
     pub read: u64,
     /// Those that reached a socket whose buffer was full.
     pub overflowed: u64,
-    /// Those with a wrong checksum.
-    pub broken: u64,
 }
 
 impl Datagrams {
@@ -39,7 +37,6 @@ impl Datagrams {
             arrived: value("Ip:", "InReceives")?,
             read: value("Udp:", "InDatagrams")?,
             overflowed: value("Udp:", "RcvbufErrors")?,
-            broken: value("Udp:", "InCsumErrors")?,
         })
     }
 
@@ -66,8 +63,7 @@ impl Queues {
                 match KernelStats::read(queue) {
                     Ok(Some(stats)) => {
                         sum.waiting += u64::from(stats.waiting);
-                        sum.lost +=
-                            u64::from(stats.queue_dropped) + u64::from(stats.user_dropped);
+                        sum.lost += u64::from(stats.queue_dropped) + u64::from(stats.user_dropped);
                     }
                     Ok(None) => anyhow::bail!("queue {queue} is not bound"),
                     Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {

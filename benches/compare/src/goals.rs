@@ -26,9 +26,8 @@ pub fn all(run: &Run) -> Vec<Goal> {
     let at_most = |bound, what, measured| Goal { what, bound, is_upper: true, measured };
     let at_least = |bound, what, measured| Goal { what, bound, is_upper: false, measured };
     let in_workload = |id: &str| run.workload(id);
-    let median = |id: &str, name: &str, settings: &str| {
-        in_workload(id)?.row(name, settings)?.median()
-    };
+    let median =
+        |id: &str, name: &str, settings: &str| in_workload(id)?.row(name, settings)?.median();
     let ratio = |id: &str, settings: &str, to: &str, to_settings: &str| {
         Some(median(id, "ours", settings)? / median(id, to, to_settings)?)
     };
@@ -37,10 +36,9 @@ pub fn all(run: &Run) -> Vec<Goal> {
         Some(median(id, "ours", if id == "tcp" { "default" } else { settings })? / best)
     };
     let bypass = || Some(median("tcp", BYPASS, "default")? / median("tcp", NO_QUEUE, "")?);
-    let queues = || Some(median("queues", "ours", "2 queues")? / median("queues", "ours", "1 queue")?);
-    let more = |id: &str, name: &str| {
-        in_workload(id)?.row("ours", "best")?.median_of(name)
-    };
+    let queues =
+        || Some(median("queues", "ours", "2 queues")? / median("queues", "ours", "1 queue")?);
+    let more = |id: &str, name: &str| in_workload(id)?.row("ours", "best")?.median_of(name);
     vec![
         at_most(1.03, "drain 100 B, drop: ours / limit", ratio(DROP, BEST, LIMIT, BEST)),
         at_most(1.03, "drain 100 B, accept: ours / limit", ratio(ACCEPT, BEST, LIMIT, BEST)),

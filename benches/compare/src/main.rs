@@ -128,7 +128,8 @@ fn measure(options: &Options) -> Result<bool> {
 fn plot(words: &[String]) -> Result<()> {
     let [result, file @ ..] = words else { bail!("{USAGE}") };
     let text = fs::read_to_string(result).with_context(|| format!("reading {result}"))?;
-    let run: Run = serde_json::from_str(&text).with_context(|| format!("understanding {result}"))?;
+    let run: Run =
+        serde_json::from_str(&text).with_context(|| format!("understanding {result}"))?;
     let beside = Path::new(result).with_extension("svg");
     let file = file.first().map_or(beside, PathBuf::from);
     fs::write(&file, plot::svg(&run)).with_context(|| format!("writing {}", file.display()))?;

@@ -80,10 +80,7 @@ impl Workload for Latency {
             let place = (times.len() as f64 * part) as usize;
             times[place.min(times.len() - 1)].as_nanos() as f64 / 1e3
         };
-        Ok(Sample {
-            value: part(0.5),
-            more: vec![("p99", part(0.99)), ("p99.9", part(0.999))],
-        })
+        Ok(Sample { value: part(0.5), more: vec![("p99", part(0.99)), ("p99.9", part(0.999))] })
     }
 }
 

@@ -99,7 +99,8 @@ impl Workload for Tcp {
             judge = Some((process, rules));
         }
         let (warm_up, time) = if quick { (200, 500) } else { (500, 2_000) };
-        let transfer = network.transfer(Duration::from_millis(warm_up), Duration::from_millis(time))?;
+        let transfer =
+            network.transfer(Duration::from_millis(warm_up), Duration::from_millis(time))?;
         let mut more = Vec::new();
         if let Some((process, _)) = &mut judge {
             process.check_alive()?;
@@ -138,9 +139,9 @@ impl Network {
             router.add_address(link, address(net, 1), 24)?;
             host.add_default_route(address(net, 1))?;
         }
-        router.set_sysctl("net/ipv4/ip_forward", "1").map_err(|error| {
-            anyhow!(Unsupported(format!("no routing here: {error}")))
-        })?;
+        router
+            .set_sysctl("net/ipv4/ip_forward", "1")
+            .map_err(|error| anyhow!(Unsupported(format!("no routing here: {error}"))))?;
         Ok(Self { client, router, server })
     }
 
