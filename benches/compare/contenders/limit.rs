@@ -2,7 +2,9 @@
 //! books kept and nothing checked. Not a way to write a program: a packet that the socket could not
 //! take, or one held back, would get a verdict that was meant for another.
 //!
-//! `--calls single`: one `recv` and one `send` for each packet instead.
+//! `--calls single`: one `recv` and one `send` for each packet instead. `--calls large`: all edited
+//! packets of a receive call in one datagram, however long, which takes root; else as many of them
+//! in each as the default send buffer takes.
 
 mod dialogue;
 mod raw;
@@ -20,6 +22,9 @@ const VERDICT_BATCH: u16 = 3 << 8 | 3;
 /// Where a packet's id is in the kernel's message: behind two headers and that of the attribute.
 const ID: usize = 24;
 
+/// Holds 64 packets of 64 KiB.
+const SEND_BUFFER: usize = 5 << 20;
+
 /// As the library's.
 const RECEIVE_BUFFER: usize = 8 << 20;
 
@@ -32,8 +37,9 @@ fn run() -> Result<(), Failure> {
     if matches!(arguments.task, Task::Bypass | Task::Retain) {
         dialogue::unsupported("the limit has no flow bypass and keeps no packets");
     }
+    let send_buffer = (arguments.way.as_deref() == Some("large")).then_some(SEND_BUFFER);
     let bind = |queue| -> Result<Box<dyn Worker>, Failure> {
-        let socket = Socket::open(arguments.buffer.unwrap_or(RECEIVE_BUFFER))?;
+        let socket = Socket::open(arguments.buffer.unwrap_or(RECEIVE_BUFFER), send_buffer)?;
         socket.bind(queue)?;
         let single = arguments.way.as_deref() == Some("single");
         Ok(Box::new(Limit { socket, queue, task: arguments.task, single, ring: Ring::new() }))

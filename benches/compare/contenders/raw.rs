@@ -25,7 +25,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    pub fn open(receive_buffer: usize) -> io::Result<Self> {
+    pub fn open(receive_buffer: usize, send_buffer: Option<usize>) -> io::Result<Self> {
         // SAFETY: no pointers; the descriptor is new and ours.
         let fd = unsafe {
             let fd = check(libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 12));
@@ -35,6 +35,9 @@ impl Socket {
         let bytes = receive_buffer as libc::c_int;
         if socket.set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes).is_err() {
             socket.set(libc::SOL_SOCKET, libc::SO_RCVBUF, bytes)?;
+        }
+        if let Some(bytes) = send_buffer {
+            socket.set(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes as libc::c_int)?;
         }
         socket.set(libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS, 1)?;
         let mut granted: libc::c_int = 0;

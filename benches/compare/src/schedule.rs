@@ -25,7 +25,7 @@ pub fn measure(workload: &dyn Workload, cases: Vec<Case>, terms: Terms) -> Measu
     let budget = terms.quick.then(|| Instant::now() + workload.quick_budget());
     let end = [budget, terms.end].into_iter().flatten().min();
     let mut rows: Vec<Row> = cases.iter().map(new_row).collect();
-    let mut notes = workload.notes();
+    let mut notes = workload.notes(terms.quick);
     'rounds: for round in 0..rounds {
         for (case, row) in cases.iter().zip(&mut rows) {
             if end.is_some_and(|end| Instant::now() > end) {

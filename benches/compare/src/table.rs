@@ -61,7 +61,10 @@ fn row(measured: &Measured, row: &Row) -> String {
     let ratio = measured.ratio_to_limit(row).map_or("–".to_owned(), |it| format!("{it:.2}"));
     let more = row.more.keys().filter_map(|name| {
         let value = row.median_of(name)?;
-        Some(format!("{name} {}", short(value)))
+        match name.strip_suffix('?') {
+            Some(statement) => (value > 0.0).then(|| statement.to_owned()),
+            None => Some(format!("{name} {}", short(value))),
+        }
     });
     let more = more.chain(to_one_queue(measured, row)).collect::<Vec<_>>().join(", ");
     format!(

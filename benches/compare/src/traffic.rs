@@ -111,15 +111,7 @@ impl<'a> Backlog<'a> {
                     Place::Generator.enter();
                     sender.send(missing)
                 })?;
-                let mut arrived = 0;
-                for _ in 0..50 {
-                    arrived = (Datagrams::read(self.namespace)?.arrived - start) as usize;
-                    if arrived >= share {
-                        break;
-                    }
-                    thread::sleep(Duration::from_millis(1));
-                }
-                missing = share.saturating_sub(arrived);
+                missing = share.saturating_sub(self.wait_for(share, start)?);
                 if Instant::now() > deadline {
                     bail!("{missing} of {share} packets do not arrive");
                 }
@@ -135,6 +127,21 @@ impl<'a> Backlog<'a> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// How many packets have arrived since the count was `start`, when they are `wanted` or no more
+    /// come.
+    fn wait_for(&self, wanted: usize, start: u64) -> Result<usize> {
+        let (mut arrived, mut quiet) = (0, 0);
+        while arrived < wanted && quiet < 100 {
+            let now = (Datagrams::read(self.namespace)?.arrived - start) as usize;
+            quiet = if now > arrived { 0 } else { quiet + 1 };
+            arrived = now;
+            if arrived < wanted {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(arrived)
     }
 
     /// The datagrams that the receivers hold.

@@ -25,6 +25,9 @@ const WARM_UP: (f64, Duration) = (2_000.0, Duration::from_millis(20));
 /// How much of the rate the generator must reach: else that is what the figure is about.
 const REACHED: f64 = 0.9;
 
+/// Whether the contender could have taken more than the generator sends.
+const GENERATOR: &str = "no faster generator?";
+
 /// How long what is still queued may take.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -43,11 +46,8 @@ impl Workload for Flood {
         Unit::PacketsPerSecond
     }
 
-    fn notes(&self) -> Vec<String> {
-        vec![
-            "receive buffers as each contender has them; capped: as fast as the generator can"
-                .to_owned(),
-        ]
+    fn notes(&self, _quick: bool) -> Vec<String> {
+        vec!["with the receive buffer that each contender has of its own accord".to_owned()]
     }
 
     fn rounds(&self, quick: bool) -> usize {
@@ -82,7 +82,7 @@ impl Workload for Flood {
         trial(&namespace, &sender, WARM_UP.0, WARM_UP.1)?;
         let flood = |rate| trial(&namespace, &sender, rate, time);
 
-        let (mut good, mut bad, mut capped) = (0.0, None, 0.0);
+        let (mut good, mut bad, mut is_capped) = (0.0, None, false);
         let mut rate = FIRST;
         for _ in 0..if quick { 7 } else { 12 } {
             let mut trial = flood(rate)?;
@@ -95,7 +95,7 @@ impl Workload for Flood {
             } else {
                 good = trial.rate.min(rate).max(good);
                 if trial.rate < rate * REACHED {
-                    capped = 1.0;
+                    is_capped = true;
                     break;
                 }
             }
@@ -105,7 +105,7 @@ impl Workload for Flood {
             };
         }
         process.check_alive()?;
-        Ok(Sample { value: good, more: vec![("capped", capped)] })
+        Ok(Sample { value: good, more: vec![(GENERATOR, f64::from(is_capped))] })
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use netfilterqueue_netns::Namespace;
 
-use super::drain::{backlog, buffer};
+use super::drain::{BATCH, backlog, buffer};
 use super::{Case, Sample, Workload};
 use crate::contender::{Contender, Orders, Process, Unsupported};
 use crate::machine::Place;
@@ -14,9 +14,6 @@ use crate::results::Unit;
 use crate::traffic::{BACKLOG_MAX, Backlog};
 
 const PACKET_LEN: usize = 100;
-
-/// The most that one system call receives.
-const BATCH: usize = 64;
 
 pub struct Memory;
 
@@ -33,7 +30,7 @@ impl Workload for Memory {
         Unit::Kibibytes
     }
 
-    fn notes(&self) -> Vec<String> {
+    fn notes(&self, _quick: bool) -> Vec<String> {
         vec![
             "waiting: with a backlog of packets of 100 B in the kernel; held: with all of them \
              retained; over: bytes for each of these beyond its 100"

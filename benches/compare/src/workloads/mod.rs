@@ -47,7 +47,7 @@ pub trait Workload {
     fn title(&self) -> String;
     fn unit(&self) -> Unit;
     /// What must be known to read the figures.
-    fn notes(&self) -> Vec<String> {
+    fn notes(&self, _quick: bool) -> Vec<String> {
         Vec::new()
     }
     fn rounds(&self, quick: bool) -> usize;

@@ -28,7 +28,7 @@ impl Workload for Queues {
         Unit::PacketsPerSecond
     }
 
-    fn notes(&self) -> Vec<String> {
+    fn notes(&self, _quick: bool) -> Vec<String> {
         let cpus = machine::cpus().len();
         vec![format!("a thread for each queue, pinned to none of the {cpus} processors")]
     }

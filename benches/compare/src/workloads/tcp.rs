@@ -47,7 +47,7 @@ impl Workload for Tcp {
         Unit::GigabitsPerSecond
     }
 
-    fn notes(&self) -> Vec<String> {
+    fn notes(&self, _quick: bool) -> Vec<String> {
         vec!["client, router and server share the processors, and nobody is pinned".to_owned()]
     }
 
