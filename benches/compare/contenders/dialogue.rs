@@ -20,6 +20,7 @@ pub enum Task {
     /// The first byte behind the transport header is changed, and the checksum with it.
     Recompute,
     Bypass,
+    /// All packets are held back until the last has come, then accepted.
     Retain,
 }
 

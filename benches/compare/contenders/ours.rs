@@ -35,7 +35,7 @@ fn bind(number: u16, arguments: &Arguments) -> Result<Box<dyn Worker>, Failure> 
     }
     let queue = builder.bind()?;
     let batch = (arguments.way.as_deref() == Some("batch")).then(|| Batch::new(64));
-    Ok(Box::new(Contender { queue, batch, task: arguments.task, held: Vec::new() }))
+    Ok(Box::new(Contender { queue, batch, task: arguments.task }))
 }
 
 struct Contender {
@@ -43,7 +43,6 @@ struct Contender {
     /// For the door of that name.
     batch: Option<Batch>,
     task: Task,
-    held: Vec<RetainedPacket>,
 }
 
 impl Worker for Contender {
@@ -55,8 +54,7 @@ impl Worker for Contender {
             Task::Flip => self.judge_each(count, flip),
             Task::Recompute => self.judge_each(count, change),
             Task::Bypass => self.judge_each(count, |packet| packet.accept_flow(FLOWS)),
-            Task::Retain if self.held.is_empty() => self.retain(count),
-            Task::Retain => self.held.drain(..).try_for_each(|packet| Ok(packet.accept()?)),
+            Task::Retain => self.retain(count),
         }?;
         let stats = self.queue.stats();
         if stats.lost + stats.truncated + stats.malformed + stats.refused > 0 {
@@ -92,15 +90,16 @@ impl Contender {
         Ok(())
     }
 
+    /// Accepts packets when all of them are held.
     fn retain(&mut self, count: Option<u64>) -> Result<(), Failure> {
-        let mut held = Vec::with_capacity(usize::try_from(count.unwrap_or(0))?);
+        let mut held: Vec<RetainedPacket> =
+            Vec::with_capacity(usize::try_from(count.unwrap_or(0))?);
         self.judge_each(count, |packet| {
             let (packet, decided) = packet.retain();
             held.push(packet);
             decided
         })?;
-        self.held = held;
-        Ok(())
+        held.into_iter().try_for_each(|packet| Ok(packet.accept()?))
     }
 }
 

@@ -128,6 +128,13 @@ pub struct Done {
     pub calls: Option<u64>,
 }
 
+/// Resident memory in KiB.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    pub now: u64,
+    pub peak: u64,
+}
+
 impl Process {
     /// Starts it in the namespace and waits until its queues are bound.
     pub fn start(contender: &Contender, namespace: &Namespace, orders: Orders<'_>) -> Result<Self> {
@@ -187,12 +194,15 @@ impl Process {
         self.say("serve")
     }
 
-    /// Its resident memory in KiB, as the kernel counts it.
-    pub fn resident_kib(&self) -> Result<u64> {
+    /// Its resident memory, as the kernel counts it.
+    pub fn memory_kib(&self) -> Result<Memory> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let number = line.and_then(|line| line.split_whitespace().next());
-        number.context("no VmRSS")?.parse().context("reading VmRSS")
+        let value = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.split_whitespace().next()?.parse().ok()
+        };
+        let value = |name| value(name).with_context(|| format!("no {name}"));
+        Ok(Memory { now: value("VmRSS:")?, peak: value("VmHWM:")? })
     }
 
     /// How long its threads have run, in user and kernel mode together. `None` where the kernel

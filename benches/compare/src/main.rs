@@ -30,7 +30,7 @@ const USAGE: &str = "compare [--quick] [--only WORKLOAD]... [--rounds N] [--mani
                      [--results FOLDER]\ncompare plot RESULT.json [FILE.svg]";
 
 /// How long a quick run may take.
-const QUICK: Duration = Duration::from_secs(85);
+const QUICK: Duration = Duration::from_secs(80);
 
 #[derive(Debug, Default)]
 struct Options {

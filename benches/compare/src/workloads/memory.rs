@@ -32,8 +32,8 @@ impl Workload for Memory {
 
     fn notes(&self, _quick: bool) -> Vec<String> {
         vec![
-            "waiting: with a backlog of packets of 100 B in the kernel; held: with all of them \
-             retained; over: bytes for each of these beyond its 100"
+            "waiting: with a backlog of packets of 100 B in the kernel; held: at most, with all \
+             of them retained; over: bytes for each of these beyond its 100"
                 .to_owned(),
         ]
     }
@@ -72,25 +72,23 @@ impl Memory {
             place: Place::Consumer,
         };
         let mut process = Process::start(contender, &namespace, orders)?;
-        let rest = process.resident_kib()? as f64;
+        let rest = process.memory_kib()?.now as f64;
         let mut traffic = Backlog::new(&namespace, 1, PACKET_LEN, true)?;
         traffic.queue()?;
         if task == "retain" {
             // A batch comes and goes first: what the buffers for that take is not the packets'.
             traffic.fill(BATCH)?;
             process.judge(BATCH)?;
-            process.judge(BATCH)?;
         }
-        let before = process.resident_kib()? as f64;
+        let before = process.memory_kib()?.peak as f64;
         traffic.fill(packets)?;
-        let waiting = process.resident_kib()? as f64;
+        let waiting = process.memory_kib()?.now as f64;
         let mut more = vec![("waiting KiB", waiting)];
         process.judge(packets)?;
         if task == "retain" {
-            let held = process.resident_kib()? as f64;
+            let held = process.memory_kib()?.peak as f64;
             let each = (held - before) * 1024.0 / packets as f64;
             more.extend([("held KiB", held), ("over B", each - PACKET_LEN as f64)]);
-            process.judge(packets)?;
         }
         Ok(Sample { value: rest, more })
     }
