@@ -56,7 +56,8 @@ pub fn svg(run: &Run) -> String {
                 y - BAR + 1.0
             );
             let figure = format!("{:.0} %  ({})", bar.percent, bar.figure);
-            text(&mut body, LEFT + length + 6.0, y, "quiet", &figure);
+            // Not under the line at 100 %.
+            text(&mut body, LEFT + length.max(100.0 * scale) + 6.0, y, "quiet", &figure);
         }
         let x = LEFT + 100.0 * scale;
         let _ =
