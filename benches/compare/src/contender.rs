@@ -14,7 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use netfilterqueue_netns::Namespace;
 use serde::{Deserialize, Serialize};
 
-use crate::machine::Place;
+use crate::machine::{self, Place};
 
 /// The first queue number that a contender is told.
 pub const QUEUE: u16 = 1;
@@ -55,9 +55,10 @@ pub fn all(manifest: Option<&Path>) -> Result<(Vec<Contender>, Vec<Missing>)> {
         let arguments = arguments.iter().map(|word| word.to_string());
         [path].into_iter().chain(arguments).collect::<Vec<_>>()
     };
+    let version = format!("commit {}", machine::commit());
     let built_in = |name: &str, command| Contender {
         name: name.to_owned(),
-        version: "this checkout".to_owned(),
+        version: version.clone(),
         command,
     };
     let mut contenders = vec![

@@ -50,10 +50,18 @@ fn cpu_model() -> String {
     model("model name").or_else(|| model("Model")).unwrap_or_else(|| std::env::consts::ARCH.into())
 }
 
+/// The commit that was built, marked if something in it was changed since.
+pub fn commit() -> String {
+    let folder = env!("CARGO_MANIFEST_DIR");
+    output("git", &["-C", folder, "describe", "--always", "--dirty", "--exclude=*"])
+}
+
 fn output(program: &str, arguments: &[&str]) -> String {
     match Command::new(program).args(arguments).output() {
-        Ok(output) => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
-        Err(_) => "unknown".to_owned(),
+        Ok(output) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        }
+        _ => "unknown".to_owned(),
     }
 }
 

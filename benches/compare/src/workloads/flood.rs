@@ -77,14 +77,14 @@ impl Workload for Flood {
         backlog.queue()?;
         process.serve()?;
         let sender = backlog.sender(PORT)?;
-        let time = Duration::from_millis(if quick { 250 } else { 600 });
+        let time = Duration::from_millis(if quick { 150 } else { 600 });
         // The first packets stay in the receiver, which is full from then on.
         trial(&namespace, &sender, WARM_UP.0, WARM_UP.1)?;
         let flood = |rate| trial(&namespace, &sender, rate, time);
 
         let (mut good, mut bad, mut is_capped) = (0.0, None, false);
         let mut rate = FIRST;
-        for _ in 0..if quick { 7 } else { 12 } {
+        for _ in 0..if quick { 6 } else { 12 } {
             let mut trial = flood(rate)?;
             if trial.lost == 0 && trial.rate < rate * REACHED {
                 // It may have been held up by something else.

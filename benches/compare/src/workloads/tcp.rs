@@ -98,7 +98,7 @@ impl Workload for Tcp {
             process.serve()?;
             judge = Some((process, rules));
         }
-        let (warm_up, time) = if quick { (200, 500) } else { (500, 2_000) };
+        let (warm_up, time) = if quick { (150, 350) } else { (500, 2_000) };
         let transfer =
             network.transfer(Duration::from_millis(warm_up), Duration::from_millis(time))?;
         let mut more = Vec::new();
