@@ -10,8 +10,9 @@ use std::ptr;
 /// The most packets that a receive call takes.
 pub const SLOTS: usize = 64;
 
-/// Room for any packet: 65,531 bytes and the attributes in front of them.
-const SLOT_LEN: usize = 68 * 1024;
+/// Room for any packet: 65,531 bytes and the attributes in front of them. Not a multiple of 4 KiB,
+/// or all slots would start in the same few sets of the caches.
+const SLOT_LEN: usize = 68 * 1024 + 192;
 
 /// What the kernel takes of a socket's send buffer for itself.
 const SEND_OVERHEAD: usize = 64;
