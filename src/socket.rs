@@ -4,7 +4,7 @@ use std::array;
 use std::cell::RefCell;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::thread;
+use std::thread::{self, LocalKey};
 use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -13,8 +13,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, SndBuf, SndBufForce};
 use nix::sys::socket::{
-    MsgFlags, MultiHeaders, NetlinkAddr, bind, getsockname, getsockopt, recvmmsg, sendmsg,
-    setsockopt,
+    MsgFlags, MultiHeaders, NetlinkAddr, SockaddrLike, bind, connect, getsockname, getsockopt,
+    recvmmsg, sendmsg, setsockopt,
 };
 use socket2::{Protocol, SockRef};
 
@@ -46,7 +46,11 @@ const KERNEL_PORT: u32 = 0;
 thread_local! {
     /// The message headers of `recvmmsg`. They hold raw pointers, so they cannot move to another
     /// thread with a batch, and are made once per thread instead.
-    static HEADERS: RefCell<MultiHeaders<NetlinkAddr>> =
+    static HEADERS: RefCell<MultiHeaders<()>> =
+        RefCell::new(MultiHeaders::preallocate(RECEIVE_MAX, None));
+
+    /// The same with room for the senders.
+    static HEADERS_WITH_SENDERS: RefCell<MultiHeaders<NetlinkAddr>> =
         RefCell::new(MultiHeaders::preallocate(RECEIVE_MAX, None));
 }
 
@@ -87,6 +91,8 @@ pub(crate) struct Socket {
     fd: OwnedFd,
     port: u32,
     send_limit: usize,
+    /// Only the kernel can send to it.
+    is_connected: bool,
 }
 
 /// Opens a socket for [`QueueBuilder::bind_on`](crate::QueueBuilder::bind_on) in the calling
@@ -110,6 +116,10 @@ impl Socket {
     /// `NETLINK_NO_ENOBUFS` is set: without it one overrun makes the kernel drop everything until
     /// the receive buffer is empty. `NETLINK_CAP_ACK` and `NETLINK_EXT_ACK` make refusals short and
     /// explained; kernels before 4.3 and 4.12 lack them, which changes nothing but the text.
+    ///
+    /// It is connected to the kernel, which refuses other senders from then on (`ECONNREFUSED`, in
+    /// `netlink_getsockbyportid`). So nobody's address has to be copied out and looked at with each
+    /// packet.
     pub(crate) fn open() -> Result<Self, Error> {
         let failed =
             |call| move |source| Error::System { operation: Operation::Open, call, source };
@@ -127,7 +137,27 @@ impl Socket {
         // A duplicate is the same socket, and netlink-sys gives its own descriptor away to no safe
         // code.
         let fd = socket.as_fd().try_clone_to_owned().map_err(failed("fcntl(F_DUPFD)"))?;
-        Self::adopt(fd)
+        let kernel = NetlinkAddr::new(KERNEL_PORT, 0);
+        let failed = |call| Error::system::<Errno>(Operation::Open, call);
+        connect(fd.as_raw_fd(), &kernel).map_err(failed("connect"))?;
+        let mut socket = Self::adopt(fd)?;
+        socket.discard_waiting().map_err(failed("recvmmsg"))?;
+        socket.is_connected = true;
+        Ok(socket)
+    }
+
+    /// Throws away what others sent before the socket was connected.
+    fn discard_waiting(&self) -> nix::Result<()> {
+        let mut byte = [0];
+        loop {
+            let received =
+                self.receive([byte.as_mut_slice()].into_iter(), &mut [Received::default()]);
+            match received {
+                Ok(_) | Err(Errno::EINTR | Errno::ENOBUFS) => {}
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(errno) => return Err(errno),
+            }
+        }
     }
 
     /// Takes over a socket that was opened elsewhere. Its options stay as they are; it gets a port
@@ -155,7 +185,7 @@ impl Socket {
         }
         let send_buffer = getsockopt(&fd, SndBuf).map_err(failed("getsockopt"))?;
         let send_limit = send_buffer.saturating_sub(SEND_OVERHEAD);
-        Ok(Self { fd, port, send_limit })
+        Ok(Self { fd, port, send_limit, is_connected: false })
     }
 
     /// Asks for a receive buffer of `bytes`, beyond the host's limit where that is permitted
@@ -202,25 +232,43 @@ impl Socket {
         buffers: impl Iterator<Item = &'a mut [u8]>,
         received: &mut [Received],
     ) -> nix::Result<usize> {
+        if self.is_connected {
+            self.receive_with(&HEADERS, |_| true, buffers, received)
+        } else {
+            let is_kernel = |sender: Option<NetlinkAddr>| {
+                sender.is_some_and(|sender| sender.pid() == KERNEL_PORT)
+            };
+            self.receive_with(&HEADERS_WITH_SENDERS, is_kernel, buffers, received)
+        }
+    }
+
+    fn receive_with<'a, S: SockaddrLike + Copy>(
+        &self,
+        headers: &'static LocalKey<RefCell<MultiHeaders<S>>>,
+        is_kernel: impl Fn(Option<S>) -> bool,
+        buffers: impl Iterator<Item = &'a mut [u8]>,
+        received: &mut [Received],
+    ) -> nix::Result<usize> {
         let mut buffers = Some(buffers);
-        let shared = HEADERS.try_with(|headers| {
+        let shared = headers.try_with(|headers| {
             let buffers = buffers.take()?;
-            Some(self.receive_with(&mut headers.borrow_mut(), buffers, received))
+            Some(self.receive_by(&mut headers.borrow_mut(), &is_kernel, buffers, received))
         });
         match (shared, buffers) {
             (Ok(Some(result)), _) => result,
             // The thread is ending and its headers are gone before what still wants to receive.
             (_, Some(buffers)) => {
                 let mut headers = MultiHeaders::preallocate(RECEIVE_MAX, None);
-                self.receive_with(&mut headers, buffers, received)
+                self.receive_by(&mut headers, &is_kernel, buffers, received)
             }
             (_, None) => Err(Errno::EAGAIN),
         }
     }
 
-    fn receive_with<'a>(
+    fn receive_by<'a, S: SockaddrLike + Copy>(
         &self,
-        headers: &mut MultiHeaders<NetlinkAddr>,
+        headers: &mut MultiHeaders<S>,
+        is_kernel: &impl Fn(Option<S>) -> bool,
         buffers: impl Iterator<Item = &'a mut [u8]>,
         received: &mut [Received],
     ) -> nix::Result<usize> {
@@ -240,13 +288,12 @@ impl Socket {
         )?;
         let mut count = 0;
         for (result, received) in results.zip(received) {
-            let sender = result.address.as_ref().map(NetlinkAddr::pid);
-            let arrival = match sender {
-                Some(KERNEL_PORT) if result.flags.contains(MsgFlags::MSG_TRUNC) => {
-                    Arrival::Truncated
-                }
-                Some(KERNEL_PORT) => Arrival::Whole,
-                _ => Arrival::Foreign,
+            let arrival = if !is_kernel(result.address) {
+                Arrival::Foreign
+            } else if result.flags.contains(MsgFlags::MSG_TRUNC) {
+                Arrival::Truncated
+            } else {
+                Arrival::Whole
             };
             *received = Received { length: result.bytes, arrival };
             count += 1;

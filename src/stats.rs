@@ -27,7 +27,9 @@ pub struct Stats {
     pub malformed: u64,
     /// Datagrams from the kernel that could be neither understood nor answered.
     pub unknown: u64,
-    /// Datagrams that did not come from the kernel. They were discarded.
+    /// Datagrams that did not come from the kernel. They were discarded. Only a socket from
+    /// elsewhere ([`QueueBuilder::bind_on`](crate::QueueBuilder::bind_on)) receives any: those that
+    /// this crate opens are connected to the kernel, and other senders get `ECONNREFUSED`.
     pub foreign: u64,
     /// Verdicts that were sent.
     pub answered: u64,

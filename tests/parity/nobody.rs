@@ -2,6 +2,7 @@
 //! receiving, judging, under pressure. Short ones; the thorough tests are the `live` ones.
 
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -330,9 +331,12 @@ fn nobody_tests_many_threads(_: &Namespace) {
     assert_eq!((stats.answered, stats.retained, stats.refused), (PACKETS as u64, 0, 0));
 }
 
-/// Another program with the capability can send anything to the queue's socket.
+/// Another program with the capability can send anything to a socket that it has opened for us.
 fn nobody_tests_malformed_messages(_: &Namespace) {
-    let mut queue = bind(1);
+    let mut socket = Socket::new(NETLINK_NETFILTER).unwrap();
+    socket.bind_auto().unwrap();
+    let socket = socket.as_fd().try_clone_to_owned().unwrap();
+    let mut queue = Queue::builder(1).bind_on(socket).unwrap();
     let _rules = queue_udp(1);
     let udp = UdpPair::new(V4);
     let mut stranger = Socket::new(NETLINK_NETFILTER).unwrap();
