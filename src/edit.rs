@@ -67,8 +67,10 @@ impl Edit {
         };
         check_len(len, edit.min, terms.max)?;
         let original = message.index().payload_range().unwrap_or_default();
-        let is_gso = message.skb_info().is_some_and(SkbInfo::is_gso);
-        if terms.mode == EditMode::Complete && is_gso && len < original.len() {
+        if terms.mode == EditMode::Complete
+            && len < original.len()
+            && message.skb_info().is_some_and(SkbInfo::is_gso)
+        {
             return Err(EditError::ShorterSuperPacket);
         }
         // The kernel puts the payload last. Should it ever not be, the new one must not overwrite
@@ -94,7 +96,9 @@ impl Edit {
         }
         let payload = message.payload();
         let padding = padding(message, payload);
-        if let (EditMode::Complete, Some(info)) = (terms.mode, message.skb_info()) {
+        if terms.mode == EditMode::Complete
+            && let Some(info) = message.skb_info()
+        {
             check_offloads(info, &payload[..payload.len() - padding])?;
         }
         Ok(Self {

@@ -314,53 +314,52 @@ impl Datagram {
     #[inline(always)]
     fn push(&mut self, run: &Run<'_>) -> Result<(), EncodeError> {
         let Run { first, last_id, packets } = *run;
-        let Answer { queue, id, verdict, changes, slot } = first;
+        let Answer { queue, id, verdict, changes, .. } = first;
         if packets > 1 {
             let (mark, priority) = (first.mark(), first.priority());
             VerdictBatchMessage { queue, last_id, verdict, mark, priority }.push(&mut self.heads);
             self.cumulative += 1;
             return Ok(());
         }
-        let message = VerdictMessage::new(queue, id, verdict);
         match changes {
-            None => message.push_head(&mut self.heads, None)?,
-            Some(changes) => self.push_changed(message, changes, slot)?,
+            None => VerdictMessage::new(queue, id, verdict).push_head(&mut self.heads, None)?,
+            Some(changes) => self.push_changed(first, changes)?,
         }
         self.exact += 1;
         Ok(())
     }
 
     /// Appends a message with what was done to its packet.
-    fn push_changed(
-        &mut self,
-        message: VerdictMessage<'_>,
-        changes: &Changes,
-        slot: usize,
-    ) -> Result<(), EncodeError> {
-        let payload_len = changes.payload_len(message.verdict);
+    fn push_changed(&mut self, answer: Answer<'_>, changes: &Changes) -> Result<(), EncodeError> {
+        let Answer { queue, id, verdict, slot, .. } = answer;
         let Changes { mark, priority, .. } = *changes;
+        let message = VerdictMessage { mark, priority, ..VerdictMessage::new(queue, id, verdict) };
+        let payload_len = changes.payload_len(verdict);
         match changes.extras() {
-            None => {
-                let message = VerdictMessage { mark, priority, ..message };
-                message.push_head(&mut self.heads, payload_len)?;
-            }
-            Some(extras) => {
-                let message = VerdictMessage {
-                    mark,
-                    priority,
-                    vlan: extras.vlan,
-                    l2_header: extras.l2_header.as_ref().map(L2Header::as_bytes),
-                    conntrack: extras.conntrack,
-                    ..message
-                };
-                message.push_head(&mut self.heads, payload_len)?;
-            }
+            None => message.push_head(&mut self.heads, payload_len)?,
+            Some(extras) => self.push_with_extras(message, extras, payload_len)?,
         }
         if let Some(payload_len) = payload_len {
             self.gaps.push(Gap { at: self.heads.len(), slot });
             attribute::pad(&mut self.heads, payload_len);
         }
         Ok(())
+    }
+
+    #[cold]
+    fn push_with_extras(
+        &mut self,
+        message: VerdictMessage<'_>,
+        extras: &Extras,
+        payload_len: Option<usize>,
+    ) -> Result<(), EncodeError> {
+        let message = VerdictMessage {
+            vlan: extras.vlan,
+            l2_header: extras.l2_header.as_ref().map(L2Header::as_bytes),
+            conntrack: extras.conntrack,
+            ..message
+        };
+        message.push_head(&mut self.heads, payload_len)
     }
 
     /// All bytes but the payloads.

@@ -238,14 +238,17 @@ impl PacketIndex {
             return None;
         }
         let mut found = None;
-        let mut at = ATTRIBUTES_OFFSET;
-        while let Some(header) = bytes.get(at..at + HEADER_LEN) {
-            let (length, raw_kind) = read_raw_header(header);
+        let mut rest = bytes.get(ATTRIBUTES_OFFSET..)?;
+        while rest.len() >= HEADER_LEN {
+            let (length, raw_kind) = read_raw_header(rest);
             if raw_kind & NLA_TYPE_MASK == kind {
-                found = Some(at);
+                found = Some(bytes.len() - rest.len());
             }
             // Bytes of another message than the index may say anything here.
-            at += align(length.max(HEADER_LEN_U16).into());
+            rest = match rest.get(align(length.max(HEADER_LEN_U16).into())..) {
+                Some(rest) => rest,
+                None => break,
+            };
         }
         found
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use byteorder::{BigEndian, ByteOrder};
 
 pub use self::index::PacketIndex;
-use crate::attribute::{Attribute, Attributes};
+use crate::attribute::{Attribute, Attributes, HEADER_LEN};
 use crate::conntrack::{Conntrack, ConntrackInfo};
 use crate::constants::*;
 use crate::error::ParseError;
@@ -231,7 +231,9 @@ impl<'a> PacketMessage<'a> {
     }
 
     fn u32_be(&self, kind: u16) -> Option<u32> {
-        self.attribute(kind)?.u32_be()
+        // The length was checked by the walk.
+        let attribute = self.bytes.get(self.index.offset_of(kind, self.bytes)?..)?;
+        attribute.get(HEADER_LEN..HEADER_LEN + 4).map(BigEndian::read_u32)
     }
 }
 
