@@ -27,7 +27,7 @@ impl Workload for Latency {
     }
 
     fn title(&self) -> String {
-        "request and response over UDP, both queued, median time".to_owned()
+        "request and response over UDP, both queued, median and higher (µs)".to_owned()
     }
 
     fn unit(&self) -> Unit {

@@ -32,7 +32,7 @@ impl Workload for Memory {
 
     fn notes(&self, _quick: bool) -> Vec<String> {
         vec![
-            "waiting: with a backlog of packets of 100 B in the kernel; held: at most, with all \
+            "KiB waiting: with a backlog of packets of 100 B in the kernel; held: at most, with all \
              of them retained; over: bytes for each of these beyond its 100"
                 .to_owned(),
         ]
@@ -83,12 +83,12 @@ impl Memory {
         let before = process.memory_kib()?.peak as f64;
         traffic.fill(packets)?;
         let waiting = process.memory_kib()?.now as f64;
-        let mut more = vec![("waiting KiB", waiting)];
+        let mut more = vec![("waiting", waiting)];
         process.judge(packets)?;
         if task == "retain" {
             let held = process.memory_kib()?.peak as f64;
             let each = (held - before) * 1024.0 / packets as f64;
-            more.extend([("held KiB", held), ("over B", each - PACKET_LEN as f64)]);
+            more.extend([("held", held), ("over B", each - PACKET_LEN as f64)]);
         }
         Ok(Sample { value: rest, more })
     }

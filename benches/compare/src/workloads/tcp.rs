@@ -99,9 +99,11 @@ impl Workload for Tcp {
             judge = Some((process, rules));
         }
         let (warm_up, time) = if quick { (150, 350) } else { (500, 2_000) };
-        let transfer =
-            network.transfer(Duration::from_millis(warm_up), Duration::from_millis(time))?;
+        let (warm_up, time) = (Duration::from_millis(warm_up), Duration::from_millis(time));
+        let cpu_time = || judge.as_ref().and_then(|(process, _)| process.cpu_time());
+        let transfer = network.transfer(warm_up, time, cpu_time)?;
         let mut more = Vec::new();
+        more.extend(transfer.cpu.map(|cpu| ("CPU ns/KiB", cpu)));
         if let Some((process, _)) = &mut judge {
             process.check_alive()?;
             let queues = Queues::read(&network.router, QUEUE, 1)?;
@@ -125,6 +127,8 @@ struct Network {
 
 struct Transfer {
     gigabits: f64,
+    /// What the contender's threads ran for each KiB, in nanoseconds.
+    cpu: Option<f64>,
     /// Whether other bytes arrived than were sent, which are zeros.
     is_changed: bool,
 }
@@ -157,7 +161,12 @@ impl Network {
     }
 
     /// Sends as much as goes, and counts what arrives after the warm-up.
-    fn transfer(&self, warm_up: Duration, time: Duration) -> Result<Transfer> {
+    fn transfer(
+        &self,
+        warm_up: Duration,
+        time: Duration,
+        cpu_time: impl Fn() -> Option<Duration>,
+    ) -> Result<Transfer> {
         let address = SocketAddr::from(([10, 0, 2, 2], 5000));
         let listener = self.server.run(|| TcpListener::bind(address))?;
         let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(5));
@@ -168,19 +177,22 @@ impl Network {
 
         let (is_over, arrived, is_changed) =
             (AtomicBool::new(false), AtomicU64::new(0), AtomicBool::new(false));
-        let gigabits = thread::scope(|scope| {
+        let (gigabits, cpu) = thread::scope(|scope| {
             scope.spawn(|| send(&client, &is_over));
             scope.spawn(|| receive(&server, &is_over, &arrived, &is_changed));
             thread::sleep(warm_up);
             let (start, before) = (Instant::now(), arrived.load(Ordering::Relaxed));
+            let cpu_before = cpu_time();
             thread::sleep(time);
             let bytes = arrived.load(Ordering::Relaxed) - before;
             let elapsed = start.elapsed();
+            let cpu = cpu_time().zip(cpu_before).map(|(after, before)| after - before);
             is_over.store(true, Ordering::Relaxed);
             let _ = (client.shutdown(Shutdown::Both), server.shutdown(Shutdown::Both));
-            bytes as f64 * 8.0 / elapsed.as_secs_f64() / 1e9
+            let gigabits = bytes as f64 * 8.0 / elapsed.as_secs_f64() / 1e9;
+            (gigabits, cpu.map(|cpu| cpu.as_nanos() as f64 * 1024.0 / bytes.max(1) as f64))
         });
-        Ok(Transfer { gigabits, is_changed: is_changed.into_inner() })
+        Ok(Transfer { gigabits, cpu, is_changed: is_changed.into_inner() })
     }
 }
 
