@@ -64,7 +64,7 @@ impl Workload for Drain {
         let mut notes = vec![format!("{packets} packets{why}")];
         if self.task == "flip" {
             notes.push(
-                "default: the library looks at lengths and checksums of what is sent back; \
+                "default: the library looks at lengths and checksums of what it sends back; \
                  best: it does not, as the others"
                     .to_owned(),
             );

@@ -31,11 +31,11 @@ impl Workload for Memory {
     }
 
     fn notes(&self, _quick: bool) -> Vec<String> {
-        vec![
-            "KiB waiting: with a backlog of packets of 100 B in the kernel; held: at most, with all \
-             of them retained; over: bytes for each of these beyond its 100"
-                .to_owned(),
-        ]
+        let notes = [
+            "KiB waiting: with a backlog of packets of 100 B in the kernel",
+            "KiB held: at most, with all of them retained; over: bytes for each beyond its 100",
+        ];
+        notes.map(str::to_owned).to_vec()
     }
 
     fn rounds(&self, quick: bool) -> usize {
