@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::results::{Gap, Measured, Row, Run};
 
 /// The longest name of a contender.
-const NAME: usize = 26;
+const NAME: usize = 24;
 
 pub fn heading(run: &Run) -> String {
     let machine = &run.machine;
