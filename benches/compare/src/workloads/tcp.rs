@@ -143,6 +143,11 @@ impl Network {
             router.add_address(link, address(net, 1), 24)?;
             host.add_default_route(address(net, 1))?;
         }
+        for host in [&client, &server] {
+            // The host's may pace (bbr), which would be the bound; every kernel has this one.
+            let reno = host.set_sysctl("net/ipv4/tcp_congestion_control", "reno");
+            reno.context("choosing the congestion control")?;
+        }
         router
             .set_sysctl("net/ipv4/ip_forward", "1")
             .map_err(|error| anyhow!(Unsupported(format!("no routing here: {error}"))))?;
