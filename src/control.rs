@@ -94,7 +94,7 @@ impl Control {
     ) -> Result<Option<Result<(), Error>>, Error> {
         while Instant::now() < deadline {
             let mut received = [Received::default()];
-            match binding.socket().receive(std::iter::once(&mut *buffer), &mut received) {
+            match binding.socket().receive(std::iter::once(&mut *buffer), &mut received, false) {
                 Ok(0) | Err(Errno::EAGAIN) => return Ok(None),
                 Ok(_) => {}
                 Err(Errno::EINTR) => continue,

@@ -151,7 +151,7 @@ impl Socket {
         let mut byte = [0];
         loop {
             let received =
-                self.receive([byte.as_mut_slice()].into_iter(), &mut [Received::default()]);
+                self.receive([byte.as_mut_slice()].into_iter(), &mut [Received::default()], false);
             match received {
                 Ok(_) | Err(Errno::EINTR | Errno::ENOBUFS) => {}
                 Err(Errno::EAGAIN) => return Ok(()),
@@ -225,20 +225,27 @@ impl Socket {
         self.port
     }
 
-    /// Receives up to [`RECEIVE_MAX`] waiting datagrams, one per buffer, without blocking: one
-    /// `recvmmsg`. Returns how many; `EAGAIN` where nothing waits.
+    /// Whether receiving may wait: an adopted socket may be in non-blocking mode.
+    pub(crate) const fn can_block(&self) -> bool {
+        self.is_connected
+    }
+
+    /// Receives up to [`RECEIVE_MAX`] waiting datagrams, one per buffer: one `recvmmsg`. Returns how
+    /// many. Where nothing waits, fails with `EAGAIN` or, if it `may_block`, waits for the first.
     pub(crate) fn receive<'a>(
         &self,
         buffers: impl Iterator<Item = &'a mut [u8]>,
         received: &mut [Received],
+        may_block: bool,
     ) -> nix::Result<usize> {
+        let flags = if may_block { MsgFlags::MSG_WAITFORONE } else { MsgFlags::MSG_DONTWAIT };
         if self.is_connected {
-            self.receive_with(&HEADERS, |_| true, buffers, received)
+            self.receive_with(&HEADERS, |_| true, buffers, received, flags)
         } else {
             let is_kernel = |sender: Option<NetlinkAddr>| {
                 sender.is_some_and(|sender| sender.pid() == KERNEL_PORT)
             };
-            self.receive_with(&HEADERS_WITH_SENDERS, is_kernel, buffers, received)
+            self.receive_with(&HEADERS_WITH_SENDERS, is_kernel, buffers, received, flags)
         }
     }
 
@@ -248,18 +255,20 @@ impl Socket {
         is_kernel: impl Fn(Option<S>) -> bool,
         buffers: impl Iterator<Item = &'a mut [u8]>,
         received: &mut [Received],
+        flags: MsgFlags,
     ) -> nix::Result<usize> {
         let mut buffers = Some(buffers);
         let shared = headers.try_with(|headers| {
             let buffers = buffers.take()?;
-            Some(self.receive_by(&mut headers.borrow_mut(), &is_kernel, buffers, received))
+            let headers = &mut headers.borrow_mut();
+            Some(self.receive_by(headers, &is_kernel, buffers, received, flags))
         });
         match (shared, buffers) {
             (Ok(Some(result)), _) => result,
             // The thread is ending and its headers are gone before what still wants to receive.
             (_, Some(buffers)) => {
                 let mut headers = MultiHeaders::preallocate(RECEIVE_MAX, None);
-                self.receive_by(&mut headers, &is_kernel, buffers, received)
+                self.receive_by(&mut headers, &is_kernel, buffers, received, flags)
             }
             (_, None) => Err(Errno::EAGAIN),
         }
@@ -271,6 +280,7 @@ impl Socket {
         is_kernel: &impl Fn(Option<S>) -> bool,
         buffers: impl Iterator<Item = &'a mut [u8]>,
         received: &mut [Received],
+        flags: MsgFlags,
     ) -> nix::Result<usize> {
         let mut slices: [[IoSliceMut<'_>; 1]; RECEIVE_MAX] =
             array::from_fn(|_| [IoSliceMut::new(&mut [])]);
@@ -279,13 +289,8 @@ impl Socket {
             *slice = [IoSliceMut::new(buffer)];
             count += 1;
         }
-        let results = recvmmsg(
-            self.fd.as_raw_fd(),
-            headers,
-            slices[..count].iter_mut(),
-            MsgFlags::MSG_DONTWAIT,
-            None,
-        )?;
+        let slices = slices[..count].iter_mut();
+        let results = recvmmsg(self.fd.as_raw_fd(), headers, slices, flags, None)?;
         let mut count = 0;
         for (result, received) in results.zip(received) {
             let arrival = if !is_kernel(result.address) {

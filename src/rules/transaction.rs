@@ -126,7 +126,7 @@ impl Connection {
         let mut buffer = vec![0; ANSWER_LEN];
         let mut received = [Received::default()];
         loop {
-            match self.socket.receive([buffer.as_mut_slice()].into_iter(), &mut received) {
+            match self.socket.receive([buffer.as_mut_slice()].into_iter(), &mut received, false) {
                 Ok(_) if received[0].arrival == Arrival::Foreign => {}
                 Ok(_) => {
                     let datagram = buffer.get(..received[0].length).unwrap_or_default();
