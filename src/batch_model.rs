@@ -127,13 +127,14 @@ impl Library {
     fn receive(&mut self, most: usize) {
         let packets = self.kernel.deliver(most);
         let mut slots = Slots::new(most, 256);
-        let mut received = Vec::new();
-        for (buffer, (queue, id)) in slots.buffers_mut(0).zip(&packets) {
-            let datagram = packet_message(*queue, *id);
-            buffer[..datagram.len()].copy_from_slice(&datagram);
-            received.push(Received { length: datagram.len(), arrival: Arrival::Whole });
-        }
-        for (slot, datagram, received) in slots.received(0, &received) {
+        slots.receive_by(0, most, |buffers, received| {
+            for ((buffer, received), (queue, id)) in buffers.zip(received).zip(&packets) {
+                let datagram = packet_message(*queue, *id);
+                buffer[..datagram.len()].copy_from_slice(&datagram);
+                *received = Received { length: datagram.len(), arrival: Arrival::Whole };
+            }
+        });
+        for (slot, datagram, received) in slots.received(0, packets.len()) {
             assert!(slot.load_packet(datagram, received));
             self.wanted.insert(key(slot), Fate::UNDECIDED);
             self.outstanding.received(slot.queue(), 1);

@@ -97,6 +97,11 @@ impl Intake {
         });
     }
 
+    /// Whether there are any.
+    pub(crate) fn has_kept(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
     /// The oldest datagram that was kept.
     pub(crate) fn next_kept(&mut self) -> Option<Kept> {
         self.kept.pop_front()

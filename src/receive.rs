@@ -10,15 +10,11 @@ use crate::batch::Batch;
 use crate::error::{Error, Operation};
 use crate::intake::Consecutive;
 use crate::queue::Queue;
-use crate::socket::{RECEIVE_MAX, Received, Wake};
+use crate::socket::{FEW, RECEIVE_MAX, Wake};
 use crate::verdicts::Answer;
 
 /// After this long, verdicts that could not be sent and that nobody else can send are tried again.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
-
-/// So many datagrams are asked for after a wait, when there is nearly always one: the buffers of 64
-/// would be pointed out to the kernel in vain, which takes a quarter of a microsecond.
-const AFTER_WAIT: usize = 4;
 
 /// How long to wait for packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,37 +81,43 @@ impl Queue {
         self.drained &= patience != Patience::None;
         let mut has_waited = false;
         loop {
+            // What there is to do is looked at before a wait and after it.
             self.binding.wake().reset();
             self.answer_for_others();
             if self.binding.wake().take_stop() {
                 return Err(Error::Stopped);
             }
+            if self.drained && !self.intake.has_kept() {
+                match patience {
+                    Patience::None => return Err(Error::WouldBlock),
+                    // Asking comes first, also where there is no time to wait: a packet may have
+                    // come.
+                    Patience::Until(until) if has_waited && until <= Instant::now() => {
+                        return Err(Error::WouldBlock);
+                    }
+                    Patience::Until(_) | Patience::Endless => {}
+                }
+                self.is_idle = true;
+                has_waited = true;
+                let until = self.next_deadline().into_iter().chain(patience.until()).min();
+                if until.is_some() || !self.is_only_woken_by_packets() {
+                    self.wait(until)?;
+                    continue;
+                }
+                self.drained = false;
+                self.may_block = true;
+            }
             let packets = self.fill(batch)?;
             if packets > 0 {
                 return Ok(packets);
             }
-            let is_over = match patience {
-                Patience::None => self.drained,
-                // Asking comes first, also where there is no time to wait: a packet may have come.
-                // Behind answers that fill the batch it is not looked for when time is up.
-                Patience::Until(until) => (has_waited || !self.drained) && until <= Instant::now(),
-                Patience::Endless => false,
-            };
-            if is_over {
+            // Only answers and refusals were received, and there may be more behind them. They are
+            // not looked for when time is up.
+            if let Patience::Until(until) = patience
+                && !self.drained
+                && until <= Instant::now()
+            {
                 return Err(Error::WouldBlock);
-            }
-            // If not, only answers and refusals were received, and there may be more behind them.
-            if self.drained {
-                let until = patience.until();
-                let until = self.next_deadline().into_iter().chain(until).min();
-                if until.is_none() && self.is_only_woken_by_packets() {
-                    self.drained = false;
-                    self.may_block = true;
-                } else {
-                    self.wait(until)?;
-                }
-                self.is_idle = true;
-                has_waited = true;
             }
         }
     }
@@ -147,17 +149,19 @@ impl Queue {
     fn fill(&mut self, batch: &mut Batch) -> Result<usize, Error> {
         let mut filled = 0;
         let mut packets = 0;
-        let mut received = [Received::default(); RECEIVE_MAX];
         let mut run = Consecutive::default();
         while filled < batch.capacity() {
             let count = if let Some(kept) = self.intake.next_kept() {
-                let (_, buffer) = batch.slots_mut().at_mut(filled);
-                received[0] = kept.copy_into(buffer);
+                batch.slots_mut().receive_by(filled, 1, |mut buffers, received| {
+                    if let (Some(buffer), [received, ..]) = (buffers.next(), received) {
+                        *received = kept.copy_into(buffer);
+                    }
+                });
                 1
             } else if self.drained {
                 break;
             } else {
-                match self.receive(batch, filled, &mut received) {
+                match self.receive(batch, filled) {
                     Ok(count) => count,
                     // The packets at hand come first; the error will come again.
                     Err(_) if packets > 0 => break,
@@ -165,8 +169,7 @@ impl Queue {
                 }
             };
             let outstanding = self.binding.outstanding();
-            for (slot, datagram, received) in batch.slots_mut().received(filled, &received[..count])
-            {
+            for (slot, datagram, received) in batch.slots_mut().received(filled, count) {
                 if !slot.load_packet(datagram, received) {
                     let content = slot.load_other(datagram, received);
                     self.intake.count_content(&content, outstanding);
@@ -191,18 +194,17 @@ impl Queue {
     }
 
     /// One `recvmmsg` into the buffers from the one at `first` on.
-    fn receive(
-        &mut self,
-        batch: &mut Batch,
-        first: usize,
-        received: &mut [Received; RECEIVE_MAX],
-    ) -> Result<usize, Error> {
-        let most = if mem::take(&mut self.is_idle) { AFTER_WAIT } else { received.len() };
+    fn receive(&mut self, batch: &mut Batch, first: usize) -> Result<usize, Error> {
+        // After a wait there is nearly always one.
+        let most = if mem::take(&mut self.is_idle) { FEW } else { RECEIVE_MAX };
         let wanted = most.min(batch.capacity() - first);
         let may_block = mem::take(&mut self.may_block) && first == 0;
         self.intake.stats.receive_calls += 1;
-        let buffers = batch.slots_mut().buffers_mut(first);
-        match self.binding.socket().receive(buffers, &mut received[..wanted], may_block) {
+        let socket = self.binding.socket();
+        let result = batch.slots_mut().receive_by(first, wanted, |buffers, received| {
+            socket.receive(buffers, received, may_block)
+        });
+        match result {
             Ok(count) => {
                 self.drained = count < wanted;
                 Ok(count)

@@ -3,9 +3,10 @@
 use std::fmt;
 use std::iter::Take;
 use std::ops::Range;
+use std::slice::{ChunksExactMut, IterMut};
 
 use crate::slot::Slot;
-use crate::socket::Received;
+use crate::socket::{RECEIVE_MAX, Received};
 
 /// Room for the longest message: 65,531 bytes of payload and everything else (about 250 bytes with
 /// a conntrack entry) with plenty to spare.
@@ -24,6 +25,8 @@ pub(crate) struct Slots {
     slots: Box<[Slot]>,
     /// So many slots at the front may hold something.
     filled: usize,
+    /// What the last receive call has told.
+    received: Box<[Received]>,
     /// Allocated zeroed, so that the system gives each page only when a packet fills it.
     memory: Vec<u8>,
     stride: usize,
@@ -41,6 +44,7 @@ impl Slots {
         Self {
             slots: std::iter::repeat_with(Slot::default).take(count).collect(),
             filled: 0,
+            received: vec![Received::default(); count.min(RECEIVE_MAX)].into(),
             memory: vec![0; total],
             stride,
             buffer_len,
@@ -51,26 +55,33 @@ impl Slots {
         self.slots.len()
     }
 
-    /// The buffers from the one at `first` on.
-    pub(crate) fn buffers_mut(&mut self, first: usize) -> impl Iterator<Item = &mut [u8]> {
-        let buffer_len = self.buffer_len;
-        let rest = self.memory.get_mut(first * self.stride..).unwrap_or_default();
-        rest.chunks_exact_mut(self.stride).map(move |chunk| &mut chunk[..buffer_len])
-    }
-
-    /// The slots from the one at `first` on, as many as were `received` into, with the datagrams
-    /// they are to take in.
-    #[inline]
-    pub(crate) fn received<'a>(
+    /// Calls `receive` with up to `count` buffers, from the one at `first` on, and as many places to
+    /// note what was received into them.
+    pub(crate) fn receive_by<'a, T>(
         &'a mut self,
         first: usize,
-        received: &'a [Received],
-    ) -> impl Iterator<Item = (&'a mut Slot, &'a [u8], Received)> {
-        self.filled = first + received.len();
+        count: usize,
+        receive: impl FnOnce(BuffersMut<'a>, &'a mut [Received]) -> T,
+    ) -> T {
+        let memory = self.memory.get_mut(first * self.stride..).unwrap_or_default();
+        let chunks = memory.chunks_exact_mut(self.stride);
+        let count = count.min(self.received.len());
+        receive(BuffersMut { chunks, len: self.buffer_len }, &mut self.received[..count])
+    }
+
+    /// The slots from the one at `first` on, as many as have been received into, with the datagrams
+    /// they are to take in.
+    #[inline]
+    pub(crate) fn received(
+        &mut self,
+        first: usize,
+        count: usize,
+    ) -> impl Iterator<Item = (&mut Slot, &[u8], Received)> {
+        self.filled = first + count;
         let slots = self.slots.get_mut(first..).unwrap_or_default();
         let memory = self.memory.get(first * self.stride..).unwrap_or_default();
         let pairs = slots.iter_mut().zip(memory.chunks_exact(self.stride));
-        pairs.zip(received).map(|((slot, chunk), received)| {
+        pairs.zip(&self.received[..count]).map(|((slot, chunk), received)| {
             (slot, chunk.get(..received.length).unwrap_or(chunk), *received)
         })
     }
@@ -81,6 +92,7 @@ impl Slots {
     }
 
     /// One slot with its buffer.
+    #[cfg(test)]
     pub(crate) fn at_mut(&mut self, at: usize) -> (&mut Slot, &mut [u8]) {
         (&mut self.slots[at], &mut self.memory[at * self.stride..][..self.buffer_len])
     }
@@ -118,6 +130,22 @@ impl Slots {
     }
 }
 
+/// Buffers to receive into.
+#[derive(Debug)]
+pub(crate) struct BuffersMut<'a> {
+    chunks: ChunksExactMut<'a, u8>,
+    len: usize,
+}
+
+impl<'a> Iterator for BuffersMut<'a> {
+    type Item = &'a mut [u8];
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a mut [u8]> {
+        self.chunks.next()?.get_mut(..self.len)
+    }
+}
+
 impl fmt::Debug for Slots {
     /// Without the megabytes of memory.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -127,8 +155,8 @@ impl fmt::Debug for Slots {
 
 /// Iterates over slots with their buffers (padding included).
 pub(crate) struct Pairs<'a> {
-    slots: Take<std::slice::IterMut<'a, Slot>>,
-    chunks: std::slice::ChunksExactMut<'a, u8>,
+    slots: Take<IterMut<'a, Slot>>,
+    chunks: ChunksExactMut<'a, u8>,
 }
 
 impl fmt::Debug for Pairs<'_> {

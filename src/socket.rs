@@ -23,6 +23,9 @@ use crate::error::{Error, Operation};
 /// Most datagrams that one system call receives.
 pub(crate) const RECEIVE_MAX: usize = 64;
 
+/// So few are received with less preparation.
+pub(crate) const FEW: usize = 4;
+
 /// The kernel adds this much to a datagram before it compares with `SO_SNDBUF`
 /// (`SKB_WITH_OVERHEAD` in `netlink_sendmsg`: length above `sk_sndbuf - 32` is `EMSGSIZE`).
 const SEND_OVERHEAD: usize = 32;
@@ -261,20 +264,26 @@ impl Socket {
         let shared = headers.try_with(|headers| {
             let buffers = buffers.take()?;
             let headers = &mut headers.borrow_mut();
-            Some(self.receive_by(headers, &is_kernel, buffers, received, flags))
+            Some(if received.len() <= FEW {
+                self.receive_by::<_, FEW>(headers, &is_kernel, buffers, received, flags)
+            } else {
+                self.receive_by::<_, RECEIVE_MAX>(headers, &is_kernel, buffers, received, flags)
+            })
         });
         match (shared, buffers) {
             (Ok(Some(result)), _) => result,
             // The thread is ending and its headers are gone before what still wants to receive.
             (_, Some(buffers)) => {
                 let mut headers = MultiHeaders::preallocate(RECEIVE_MAX, None);
-                self.receive_by(&mut headers, &is_kernel, buffers, received, flags)
+                let headers = &mut headers;
+                self.receive_by::<_, RECEIVE_MAX>(headers, &is_kernel, buffers, received, flags)
             }
             (_, None) => Err(Errno::EAGAIN),
         }
     }
 
-    fn receive_by<'a, S: SockaddrLike + Copy>(
+    /// `MOST` is as many as are received at most.
+    fn receive_by<'a, S: SockaddrLike + Copy, const MOST: usize>(
         &self,
         headers: &mut MultiHeaders<S>,
         is_kernel: &impl Fn(Option<S>) -> bool,
@@ -282,7 +291,7 @@ impl Socket {
         received: &mut [Received],
         flags: MsgFlags,
     ) -> nix::Result<usize> {
-        let mut slices: [[IoSliceMut<'_>; 1]; RECEIVE_MAX] =
+        let mut slices: [[IoSliceMut<'_>; 1]; MOST] =
             array::from_fn(|_| [IoSliceMut::new(&mut [])]);
         let mut count = 0;
         for (slice, buffer) in slices.iter_mut().zip(buffers.take(received.len())) {

@@ -71,6 +71,9 @@ impl Contender {
     {
         let mut left = count.unwrap_or(u64::MAX);
         let Some(batch) = &mut self.batch else {
+            if count.is_none() {
+                return Ok(self.queue.run(judge)?);
+            }
             let stop = self.queue.stop_handle();
             return Ok(self.queue.run(|packet| {
                 left -= 1;
