@@ -120,10 +120,10 @@ impl Intake {
         let Some((_, last_id)) = found.ok().and_then(|at| self.last_ids.get_mut(at)) else {
             return;
         };
-        // Ids are consecutive; the distance is signed because they wrap at 2^32.
-        let missing = next_id.wrapping_sub(packets).wrapping_sub(*last_id).wrapping_sub(1);
-        if missing.cast_signed() >= 0 {
-            self.stats.lost += u64::from(missing);
+        // Ids are consecutive; distances are signed because they wrap at 2^32.
+        let after_last = next_id.wrapping_sub(*last_id).wrapping_sub(1);
+        if after_last.cast_signed() > 0 {
+            self.stats.lost += u64::from(after_last.saturating_sub(packets));
             *last_id = next_id.wrapping_sub(1);
         }
     }

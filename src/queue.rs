@@ -42,9 +42,8 @@ pub struct Queue {
     pub(crate) nonblocking: bool,
     /// The last receive call emptied the socket, so that waiting comes first now.
     pub(crate) drained: bool,
-    /// The next receive call comes after a wait, or waits itself.
-    pub(crate) is_idle: bool,
-    pub(crate) may_block: bool,
+    /// Whether receive calls can wait: not on a socket in non-blocking mode.
+    pub(crate) can_block: bool,
     /// When to try again to send verdicts that nobody else can.
     pub(crate) retry_at: Option<Instant>,
 }
@@ -103,8 +102,7 @@ impl Queue {
             batch: None,
             nonblocking: parts.nonblocking,
             drained: false,
-            is_idle: false,
-            may_block: false,
+            can_block: true,
             retry_at: None,
         }
     }

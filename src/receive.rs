@@ -2,6 +2,7 @@
 
 use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -10,7 +11,7 @@ use crate::batch::Batch;
 use crate::error::{Error, Operation};
 use crate::intake::Consecutive;
 use crate::queue::Queue;
-use crate::socket::{FEW, RECEIVE_MAX, Wake};
+use crate::socket::{RECEIVE_FEW, RECEIVE_MAX, Wake};
 use crate::verdicts::Answer;
 
 /// After this long, verdicts that could not be sent and that nobody else can send are tried again.
@@ -24,6 +25,18 @@ pub(crate) enum Patience {
     Endless,
 }
 
+/// What the first receive call of a pass asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ask {
+    /// As many as wait.
+    Many,
+    /// After a wait there is nearly always one packet, and pointing out 64 buffers to the kernel
+    /// takes a quarter of a microsecond.
+    Few,
+    /// To wait for the first one.
+    Wait,
+}
+
 impl Patience {
     const fn until(self) -> Option<Instant> {
         match self {
@@ -35,8 +48,9 @@ impl Patience {
 
 impl Queue {
     /// Receives packets into `batch`, as many as wait and fit, and returns how many. Blocks for the
-    /// first one only: usually one `poll`, then one `recvmmsg` per 64 packets. What the batch held
-    /// before is committed first.
+    /// first one only: usually one `poll`, then one `recvmmsg` per 64 packets (after a wait, one for
+    /// the first four). While nobody has a stop handle, a retained packet or another batch of this
+    /// queue, it waits without the `poll`. What the batch held before is committed first.
     ///
     /// The kernel's refusals of verdicts come along with packets and take up slots of the batch, so
     /// that fewer packets may be received than wait. Packets that cannot be read (see
@@ -81,12 +95,14 @@ impl Queue {
         self.drained &= patience != Patience::None;
         let mut has_waited = false;
         loop {
-            // What there is to do is looked at before a wait and after it.
+            // Asked before looking at what there is to do: who is gone by now has left it there.
+            let is_alone = self.is_alone();
             self.binding.wake().reset();
             self.answer_for_others();
             if self.binding.wake().take_stop() {
                 return Err(Error::Stopped);
             }
+            let mut ask = if has_waited { Ask::Few } else { Ask::Many };
             if self.drained && !self.intake.has_kept() {
                 match patience {
                     Patience::None => return Err(Error::WouldBlock),
@@ -97,39 +113,45 @@ impl Queue {
                     }
                     Patience::Until(_) | Patience::Endless => {}
                 }
-                self.is_idle = true;
                 has_waited = true;
                 let until = self.next_deadline().into_iter().chain(patience.until()).min();
-                if until.is_some() || !self.is_only_woken_by_packets() {
+                if until.is_some() || !is_alone {
                     self.wait(until)?;
                     continue;
                 }
                 self.drained = false;
-                self.may_block = true;
+                ask = Ask::Wait;
             }
-            let packets = self.fill(batch)?;
+            let packets = self.fill(batch, ask)?;
             if packets > 0 {
                 return Ok(packets);
             }
             // Only answers and refusals were received, and there may be more behind them. They are
             // not looked for when time is up.
-            if let Patience::Until(until) = patience
-                && !self.drained
-                && until <= Instant::now()
-            {
-                return Err(Error::WouldBlock);
+            match patience {
+                Patience::None if self.drained => return Err(Error::WouldBlock),
+                Patience::Until(until) if !self.drained && until <= Instant::now() => {
+                    return Err(Error::WouldBlock);
+                }
+                _ => {}
             }
         }
     }
 
     /// Whether nobody has a stop handle, a retained packet or another batch of this queue, so that
-    /// it can wait by receiving. This saves a `poll`, which is a microsecond with the way into
-    /// sleep and out of it.
-    fn is_only_woken_by_packets(&self) -> bool {
-        // Who does not exist cannot come into being meanwhile: receiving has the queue to itself.
-        Arc::strong_count(&self.binding) == 1
-            && Arc::strong_count(self.binding.wake()) == 1
-            && self.binding.socket().can_block()
+    /// nothing but packets can end a wait. Then it can wait by receiving, which saves a `poll`: a
+    /// microsecond, with the way into sleep and out of it.
+    ///
+    /// Nobody can come into being while the queue receives, which has it to itself. Whoever was
+    /// there before may have left something to do, which is visible after this.
+    fn is_alone(&self) -> bool {
+        let is_alone = self.can_block
+            && Arc::strong_count(&self.binding) == 1
+            && Arc::strong_count(self.binding.wake()) == 1;
+        // The counts are read relaxed; together with this, they come after what those did who are
+        // gone.
+        fence(Ordering::Acquire);
+        is_alone
     }
 
     /// Gives packets their verdicts that nobody else will.
@@ -146,7 +168,7 @@ impl Queue {
     }
 
     /// One pass over what has been kept and what waits. Returns the number of packets.
-    fn fill(&mut self, batch: &mut Batch) -> Result<usize, Error> {
+    fn fill(&mut self, batch: &mut Batch, mut ask: Ask) -> Result<usize, Error> {
         let mut filled = 0;
         let mut packets = 0;
         let mut run = Consecutive::default();
@@ -161,7 +183,7 @@ impl Queue {
             } else if self.drained {
                 break;
             } else {
-                match self.receive(batch, filled) {
+                match self.receive(batch, filled, mem::replace(&mut ask, Ask::Many)) {
                     Ok(count) => count,
                     // The packets at hand come first; the error will come again.
                     Err(_) if packets > 0 => break,
@@ -194,11 +216,11 @@ impl Queue {
     }
 
     /// One `recvmmsg` into the buffers from the one at `first` on.
-    fn receive(&mut self, batch: &mut Batch, first: usize) -> Result<usize, Error> {
-        // After a wait there is nearly always one.
-        let most = if mem::take(&mut self.is_idle) { FEW } else { RECEIVE_MAX };
+    fn receive(&mut self, batch: &mut Batch, first: usize, ask: Ask) -> Result<usize, Error> {
+        let most = if ask == Ask::Many { RECEIVE_MAX } else { RECEIVE_FEW };
         let wanted = most.min(batch.capacity() - first);
-        let may_block = mem::take(&mut self.may_block) && first == 0;
+        // Kept packets are not let wait.
+        let may_block = ask == Ask::Wait && first == 0;
         self.intake.stats.receive_calls += 1;
         let socket = self.binding.socket();
         let result = batch.slots_mut().receive_by(first, wanted, |buffers, received| {
@@ -210,6 +232,8 @@ impl Queue {
                 Ok(count)
             }
             Err(Errno::EAGAIN) => {
+                // Somebody has put the socket in non-blocking mode.
+                self.can_block &= !may_block;
                 self.drained = true;
                 Ok(0)
             }

@@ -1,5 +1,7 @@
 //! What is known and decided about the packet in a receive buffer.
 
+use std::mem;
+
 use netfilterqueue_protocol::constants::{NFQNL_MSG_PACKET, NLMSG_ERROR};
 use netfilterqueue_protocol::message::{Ack, Message};
 use netfilterqueue_protocol::packet::PacketIndex;
@@ -86,6 +88,7 @@ impl Slot {
     pub(crate) fn load_other<'a>(&mut self, datagram: &'a [u8], received: Received) -> Content<'a> {
         let content = classify(datagram, received);
         (self.state, self.index) = match content {
+            Content::Packet(packet) => (State::Undecided, packet),
             Content::Unreadable { packet, .. } => (State::Unreadable, packet),
             _ => (State::Empty, PacketIndex::default()),
         };
@@ -163,7 +166,8 @@ impl Slot {
     /// Takes the packet out, with all that was done to it; the slot is empty afterwards.
     pub(crate) fn take(&mut self) -> Self {
         let changes = if self.is_changed { self.changes.take() } else { None };
-        let Self { is_changed, verdict, index, .. } = *self;
+        let Self { verdict, index, .. } = *self;
+        let is_changed = mem::take(&mut self.is_changed);
         self.clear();
         Self { state: State::Empty, is_changed, verdict, index, changes }
     }

@@ -117,7 +117,7 @@ impl Slots {
         &self.slots[..self.filled]
     }
 
-    /// Empties all slots.
+    /// Empties all slots: what is in them means nothing from now on.
     pub(crate) const fn clear_all(&mut self) {
         self.filled = 0;
     }

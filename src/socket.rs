@@ -23,8 +23,8 @@ use crate::error::{Error, Operation};
 /// Most datagrams that one system call receives.
 pub(crate) const RECEIVE_MAX: usize = 64;
 
-/// So few are received with less preparation.
-pub(crate) const FEW: usize = 4;
+/// So many where there is nearly always one, with less preparation.
+pub(crate) const RECEIVE_FEW: usize = 4;
 
 /// The kernel adds this much to a datagram before it compares with `SO_SNDBUF`
 /// (`SKB_WITH_OVERHEAD` in `netlink_sendmsg`: length above `sk_sndbuf - 32` is `EMSGSIZE`).
@@ -122,7 +122,8 @@ impl Socket {
     ///
     /// It is connected to the kernel, which refuses other senders from then on (`ECONNREFUSED`, in
     /// `netlink_getsockbyportid`). So nobody's address has to be copied out and looked at with each
-    /// packet.
+    /// packet. What came before is thrown away, but for a datagram whose sender was let through and
+    /// held up for all that time.
     pub(crate) fn open() -> Result<Self, Error> {
         let failed =
             |call| move |source| Error::System { operation: Operation::Open, call, source };
@@ -141,11 +142,13 @@ impl Socket {
         // code.
         let fd = socket.as_fd().try_clone_to_owned().map_err(failed("fcntl(F_DUPFD)"))?;
         let kernel = NetlinkAddr::new(KERNEL_PORT, 0);
-        let failed = |call| Error::system::<Errno>(Operation::Open, call);
-        connect(fd.as_raw_fd(), &kernel).map_err(failed("connect"))?;
-        let mut socket = Self::adopt(fd)?;
-        socket.discard_waiting().map_err(failed("recvmmsg"))?;
-        socket.is_connected = true;
+        // Where a sandbox does not permit it, the senders are looked at.
+        let is_connected = connect(fd.as_raw_fd(), &kernel).is_ok();
+        let socket = Self { is_connected, ..Self::adopt(fd)? };
+        if is_connected {
+            let failed = Error::system(Operation::Open, "recvmmsg");
+            socket.discard_waiting().map_err(failed)?;
+        }
         Ok(socket)
     }
 
@@ -228,13 +231,9 @@ impl Socket {
         self.port
     }
 
-    /// Whether receiving may wait: an adopted socket may be in non-blocking mode.
-    pub(crate) const fn can_block(&self) -> bool {
-        self.is_connected
-    }
-
     /// Receives up to [`RECEIVE_MAX`] waiting datagrams, one per buffer: one `recvmmsg`. Returns how
-    /// many. Where nothing waits, fails with `EAGAIN` or, if it `may_block`, waits for the first.
+    /// many. Where nothing waits, fails with `EAGAIN`; if it `may_block`, it waits for the first,
+    /// unless the socket is in non-blocking mode.
     pub(crate) fn receive<'a>(
         &self,
         buffers: impl Iterator<Item = &'a mut [u8]>,
@@ -264,10 +263,10 @@ impl Socket {
         let shared = headers.try_with(|headers| {
             let buffers = buffers.take()?;
             let headers = &mut headers.borrow_mut();
-            Some(if received.len() <= FEW {
-                self.receive_by::<_, FEW>(headers, &is_kernel, buffers, received, flags)
+            Some(if received.len() <= RECEIVE_FEW {
+                self.receive_up_to::<_, RECEIVE_FEW>(headers, &is_kernel, buffers, received, flags)
             } else {
-                self.receive_by::<_, RECEIVE_MAX>(headers, &is_kernel, buffers, received, flags)
+                self.receive_up_to::<_, RECEIVE_MAX>(headers, &is_kernel, buffers, received, flags)
             })
         });
         match (shared, buffers) {
@@ -276,14 +275,14 @@ impl Socket {
             (_, Some(buffers)) => {
                 let mut headers = MultiHeaders::preallocate(RECEIVE_MAX, None);
                 let headers = &mut headers;
-                self.receive_by::<_, RECEIVE_MAX>(headers, &is_kernel, buffers, received, flags)
+                self.receive_up_to::<_, RECEIVE_MAX>(headers, &is_kernel, buffers, received, flags)
             }
             (_, None) => Err(Errno::EAGAIN),
         }
     }
 
     /// `MOST` is as many as are received at most.
-    fn receive_by<'a, S: SockaddrLike + Copy, const MOST: usize>(
+    fn receive_up_to<'a, S: SockaddrLike + Copy, const MOST: usize>(
         &self,
         headers: &mut MultiHeaders<S>,
         is_kernel: &impl Fn(Option<S>) -> bool,

@@ -55,7 +55,8 @@ pub struct Stats {
     pub overruns: u64,
     /// System calls that received (`recvmmsg`).
     pub receive_calls: u64,
-    /// System calls that waited (`poll`).
+    /// System calls that waited without receiving (`poll`). A queue without stop handles, retained
+    /// packets and other batches waits in `recvmmsg`.
     pub wait_calls: u64,
     /// System calls that sent verdicts (`sendmsg`).
     pub send_calls: u64,
