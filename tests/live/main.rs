@@ -41,6 +41,7 @@ mod support;
 mod undecided;
 mod uneditable;
 mod verdicts;
+mod waiting;
 
 use std::process::ExitCode;
 
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         &conntrack_changes::TESTS[..],
         &captures::TESTS[..],
         &lifecycle::TESTS[..],
+        &waiting::TESTS[..],
         &many_deadlines::TESTS[..],
         &closing::TESTS[..],
         &pressure::TESTS[..],
