@@ -106,10 +106,13 @@ impl Contender {
     }
 }
 
+/// A packet that cannot be edited is none that was judged faster.
+fn bytes_of<'a>(packet: &'a mut Packet<'_>) -> &'a mut [u8] {
+    dialogue::or_exit(packet.payload_mut().map_err(Into::into))
+}
+
 fn flip(mut packet: Packet<'_>) -> Decided<'_> {
-    if let Ok(bytes) = packet.payload_mut()
-        && let Some(last) = bytes.last_mut()
-    {
+    if let Some(last) = bytes_of(&mut packet).last_mut() {
         *last ^= 0xff;
     }
     packet.accept()
@@ -117,8 +120,8 @@ fn flip(mut packet: Packet<'_>) -> Decided<'_> {
 
 /// The library completes the checksum.
 fn change(mut packet: Packet<'_>) -> Decided<'_> {
-    if let Ok(bytes) = packet.payload_mut()
-        && let Some(at) = dialogue::data_offset(bytes)
+    let bytes = bytes_of(&mut packet);
+    if let Some(at) = dialogue::data_offset(bytes)
         && let Some(first) = bytes.get_mut(at)
     {
         *first ^= 0x01;

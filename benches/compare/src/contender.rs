@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use netfilterqueue_netns::Namespace;
@@ -154,7 +154,7 @@ impl Process {
                 orders.place.enter();
                 command.spawn()
             })
-            .with_context(|| format!("starting {program}"))?;
+            .with_context(|| format!("starting {}", contender.name))?;
         let (said, lines) = mpsc::channel();
         let stdout = child.stdout.take().context("no pipe")?;
         let orders = child.stdin.take().context("no pipe")?;
@@ -177,15 +177,21 @@ impl Process {
 
     /// Has it judge so many packets, and waits for the end of that.
     pub fn judge(&mut self, packets: usize) -> Result<Done> {
+        let start = Instant::now();
         self.say(&format!("judge {packets}"))?;
         let line = self.hear(JUDGE)?;
+        let elapsed = start.elapsed();
         let mut words = line.split_whitespace();
         let (Some("done"), Some(time)) = (words.next(), words.next()) else {
             bail!("{} said {line:?} instead of being done", self.name);
         };
         let calls = words.find_map(|word| word.strip_prefix("calls="));
+        let time = Duration::from_nanos(time.parse().context("reading its time")?);
+        if time.is_zero() || time > elapsed {
+            bail!("{} says it took {time:?}, and {elapsed:?} have passed", self.name);
+        }
         Ok(Done {
-            time: Duration::from_nanos(time.parse().context("reading its time")?),
+            time,
             calls: calls.map(str::parse).transpose().context("reading its system calls")?,
         })
     }

@@ -41,8 +41,19 @@ impl Datagrams {
     }
 
     /// Those that passed the queue and reached a socket.
-    pub const fn delivered(&self) -> u64 {
+    const fn delivered(&self) -> u64 {
         self.read + self.overflowed
+    }
+
+    /// Those that did since an earlier look.
+    pub fn delivered_since(&self, before: Self) -> Result<u64> {
+        let delivered = self.delivered().checked_sub(before.delivered());
+        delivered.context("the count of delivered packets ran backwards")
+    }
+
+    pub fn arrived_since(&self, before: Self) -> Result<u64> {
+        let arrived = self.arrived.checked_sub(before.arrived);
+        arrived.context("the count of arrived packets ran backwards")
     }
 }
 

@@ -26,33 +26,35 @@ pub fn all(run: &Run) -> Vec<Goal> {
     let at_most = |bound, what, measured| Goal { what, bound, is_upper: true, measured };
     let at_least = |bound, what, measured| Goal { what, bound, is_upper: false, measured };
     let in_workload = |id: &str| run.workload(id);
-    let median =
-        |id: &str, name: &str, settings: &str| in_workload(id)?.row(name, settings)?.median();
-    let ratio = |id: &str, settings: &str, to: &str, to_settings: &str| {
-        Some(median(id, "ours", settings)? / median(id, to, to_settings)?)
+    let between = |id: &str, one: (&str, &str), other: (&str, &str)| {
+        let workload = in_workload(id)?;
+        let other = workload.row(other.0, other.1)?;
+        Some(workload.row(one.0, one.1)?.ratio_to(other)?.median)
     };
+    let ratio =
+        |id: &str, settings: &str, to: &str| between(id, ("ours", settings), (to, settings));
     let peer = |id: &str, start: &str, settings: &str| {
-        let best = best_peer(in_workload(id)?, start, settings)?;
-        Some(median(id, "ours", if id == "tcp" { "default" } else { settings })? / best)
+        let workload = in_workload(id)?;
+        let ours = workload.row("ours", settings)?;
+        Some(ours.ratio_to(best_peer(workload, start, settings)?)?.median)
     };
-    let bypass = || Some(median("tcp", BYPASS, "default")? / median("tcp", NO_QUEUE, "")?);
-    let queues =
-        || Some(median("queues", "ours", "2 queues")? / median("queues", "ours", "1 queue")?);
+    let bypass = between("tcp", (BYPASS, DEFAULT), (NO_QUEUE, ""));
+    let queues = between("queues", ("ours", "2 queues"), ("ours", "1 queue"));
     let more = |id: &str, name: &str| in_workload(id)?.row("ours", "best")?.median_of(name);
     vec![
-        at_most(1.03, "drain 100 B, drop: ours / limit", ratio(DROP, BEST, LIMIT, BEST)),
-        at_most(1.03, "drain 100 B, accept: ours / limit", ratio(ACCEPT, BEST, LIMIT, BEST)),
+        at_most(1.03, "drain 100 B, drop: ours / limit", ratio(DROP, BEST, LIMIT)),
+        at_most(1.03, "drain 100 B, accept: ours / limit", ratio(ACCEPT, BEST, LIMIT)),
         at_most(0.75, "drain 100 B, accept: ours / nfq", peer(ACCEPT, "nfq", BEST)),
-        at_most(1.05, "drain 1400 B, flip: ours / limit", ratio(FLIP, BEST, LIMIT, BEST)),
-        at_least(0.95, "TCP, defaults: ours / limit", ratio("tcp", DEFAULT, LIMIT, DEFAULT)),
+        at_most(1.05, "drain 1400 B, flip: ours / limit", ratio(FLIP, BEST, LIMIT)),
+        at_least(0.95, "TCP, defaults: ours / limit", ratio("tcp", DEFAULT, LIMIT)),
         at_least(10.0, "TCP, defaults: ours / python", peer("tcp", "python", DEFAULT)),
         at_least(10.0, "TCP, defaults: ours / nfq", peer("tcp", "nfq", DEFAULT)),
-        at_least(0.90, "TCP, flow bypass: ours / no queue", bypass()),
+        at_least(0.90, "TCP, flow bypass: ours / no queue", bypass),
         at_least(0.95, "TCP, every packet edited: ours / limit", edited(run)),
         at_most(2.0 / 64.0, "system calls per packet of a backlog", more(ACCEPT, "calls")),
         at_most(256.0, "bytes per retained packet beyond its own", more("memory", "over B")),
-        at_most(1.05, "latency p50: ours / recv + send", ratio("latency", BEST, SINGLE, BEST)),
-        at_least(1.7, "two queues / one queue", queues()),
+        at_most(1.05, "latency p50: ours / recv + send", ratio("latency", BEST, SINGLE)),
+        at_least(1.7, "two queues / one queue", queues),
     ]
 }
 
@@ -67,17 +69,19 @@ const DEFAULT: &str = "default";
 fn edited(run: &Run) -> Option<f64> {
     let workload = run.workload("tcp-recompute")?;
     let row = |name| workload.rows.iter().find(|row| row.contender == name);
-    Some(row("ours")?.median()? / row(LIMIT)?.median()?)
+    Some(row("ours")?.ratio_to(row(LIMIT)?)?.median)
 }
 
-/// The best median of the contenders whose names begin so: several versions of one library.
-fn best_peer(workload: &Measured, start: &str, settings: &str) -> Option<f64> {
+/// The best, by its median, of the contenders whose names begin so: versions of one library.
+fn best_peer<'a>(workload: &'a Measured, start: &str, settings: &str) -> Option<&'a Row> {
     let is_it = |row: &&Row| row.contender.starts_with(start) && row.settings == settings;
-    let medians = workload.rows.iter().filter(is_it).filter_map(Row::median);
-    match workload.unit.is_less_better() {
-        true => medians.reduce(f64::min),
-        false => medians.reduce(f64::max),
-    }
+    let rows = workload.rows.iter().filter(is_it);
+    let rows = rows.filter_map(|row| Some((row.median()?, row)));
+    let best = match workload.unit.is_less_better() {
+        true => rows.min_by(|one, other| one.0.total_cmp(&other.0)),
+        false => rows.max_by(|one, other| one.0.total_cmp(&other.0)),
+    };
+    Some(best?.1)
 }
 
 pub fn table(goals: &[Goal]) -> String {

@@ -89,7 +89,7 @@ impl Place {
         let cpu = match self {
             Self::Anywhere => return,
             Self::Consumer => cpus.first(),
-            Self::Generator => cpus.get(1),
+            Self::Generator => generator(&cpus),
         };
         let mut set = CpuSet::new();
         if let Some(cpu) = cpu
@@ -99,4 +99,17 @@ impl Place {
             let _ = sched_setaffinity(Pid::from_raw(0), &set);
         }
     }
+}
+
+/// The first processor that shares no core with the consumer's, where the kernel tells it, else the
+/// second: two threads of one core slow each other down.
+fn generator(cpus: &[usize]) -> Option<&usize> {
+    let core = |cpu: &usize| {
+        let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+        fs::read_to_string(path).ok()
+    };
+    let consumers = cpus.first().and_then(core);
+    let rest = cpus.get(1..)?;
+    let is_other = |cpu: &&usize| matches!((core(cpu), &consumers), (Some(a), Some(b)) if a != *b);
+    rest.iter().find(is_other).or_else(|| rest.first())
 }

@@ -113,14 +113,18 @@ fn measure(options: &Options) -> Result<bool> {
         bail!("no such workload; there are {}", names.join(", "));
     }
     print!("{}{}", table::missing(&run), goals::table(&goals::all(&run)));
-    if let Some(folder) = &options.results {
-        let path = report::write(&run, folder)?;
-        println!("\nwritten to {}", path.display());
-    }
     let mut is_whole = true;
     for (workload, row, why) in run.broken() {
         eprintln!("broken: {}, {} {}: {why}", workload.id, row.contender, row.settings);
         is_whole = false;
+    }
+    match &options.results {
+        Some(folder) if is_whole => {
+            let path = report::write(&run, folder)?;
+            println!("\nwritten to {}", path.display());
+        }
+        Some(_) => eprintln!("no result is written, because something broke"),
+        None => {}
     }
     Ok(is_whole)
 }

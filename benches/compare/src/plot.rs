@@ -84,7 +84,7 @@ fn bars(workload: &Measured) -> (&Measured, Vec<Bar>) {
         if count > 1 { format!(" ({})", row.settings) } else { String::new() }
     };
     let bar = |row: &Row| {
-        let ratio = workload.ratio_to_limit(row)?;
+        let ratio = row.to_limit?.median;
         let percent = 100.0 * if workload.unit.is_less_better() { 1.0 / ratio } else { ratio };
         let class = match row.contender.as_str() {
             name if name.starts_with("ours") => "ours",

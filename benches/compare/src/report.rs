@@ -13,9 +13,15 @@ use crate::table;
 /// Writes both files and returns the path of the one to read.
 pub fn write(run: &Run, folder: &Path) -> Result<PathBuf> {
     fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    let path = folder.join(run.machine.file_name());
-    let with_extension = |extension: &str| PathBuf::from(format!("{}.{extension}", path.display()));
-    let (json, markdown) = (with_extension("json"), with_extension("md"));
+    let name = run.machine.file_name();
+    let path = |number: u32, extension: &str| match number {
+        1 => folder.join(format!("{name}.{extension}")),
+        _ => folder.join(format!("{name}-{number}.{extension}")),
+    };
+    // An earlier result of the day stays.
+    let is_free = |number: &u32| ["json", "md"].iter().all(|it| !path(*number, it).exists());
+    let number = (1..).find(is_free).context("no free name for the result")?;
+    let (json, markdown) = (path(number, "json"), path(number, "md"));
     let write = |path: &Path, text: String| {
         fs::write(path, text).with_context(|| format!("writing {}", path.display()))
     };

@@ -34,7 +34,17 @@ pub struct Row {
     pub rounds: Vec<f64>,
     /// What was measured beside it, by round.
     pub more: BTreeMap<String, Vec<f64>>,
+    /// How it relates to the limit.
+    pub to_limit: Option<Ratio>,
     pub gap: Option<Gap>,
+}
+
+/// Of two rows' figures of the same round, over all rounds.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Ratio {
+    pub median: f64,
+    pub least: f64,
+    pub greatest: f64,
 }
 
 /// Why rounds are missing.
@@ -94,17 +104,28 @@ impl Measured {
         self.rows.iter().find(is_it)
     }
 
-    /// How a row's median relates to that of the limit: with the same settings, if it has them.
-    pub fn ratio_to_limit(&self, row: &Row) -> Option<f64> {
-        let limits = || self.rows.iter().filter(|row| row.contender == "limit");
-        let same = limits().find(|limit| limit.settings == row.settings);
-        Some(row.median()? / same.or_else(|| limits().next())?.median()?)
+    /// Compares each row with the limit: with the same settings, if it has them.
+    pub fn relate_to_limit(&mut self) {
+        let limits: Vec<_> =
+            self.rows.iter().filter(|row| row.contender == "limit").cloned().collect();
+        for row in &mut self.rows {
+            let same = limits.iter().find(|limit| limit.settings == row.settings);
+            row.to_limit = same.or_else(|| limits.first()).and_then(|limit| row.ratio_to(limit));
+        }
     }
 }
 
 impl Row {
     pub fn median(&self) -> Option<f64> {
         median(&self.rounds)
+    }
+
+    /// Round by round, because what the machine does meanwhile falls on both.
+    pub fn ratio_to(&self, other: &Self) -> Option<Ratio> {
+        let rounds = self.rounds.iter().zip(&other.rounds);
+        let ratios: Vec<_> = rounds.map(|(value, other)| value / other).collect();
+        let (least, greatest) = spread(&ratios)?;
+        Some(Ratio { median: median(&ratios)?, least, greatest })
     }
 
     /// The median of something measured beside the main figure.
@@ -114,10 +135,13 @@ impl Row {
 
     /// The least and the greatest.
     pub fn spread(&self) -> Option<(f64, f64)> {
-        let least = self.rounds.iter().copied().reduce(f64::min)?;
-        let greatest = self.rounds.iter().copied().reduce(f64::max)?;
-        Some((least, greatest))
+        spread(&self.rounds)
     }
+}
+
+fn spread(values: &[f64]) -> Option<(f64, f64)> {
+    let values = || values.iter().copied();
+    Some((values().reduce(f64::min)?, values().reduce(f64::max)?))
 }
 
 pub fn median(values: &[f64]) -> Option<f64> {

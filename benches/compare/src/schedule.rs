@@ -2,7 +2,7 @@
 //! meanwhile falls on all of them.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Error;
 
@@ -27,7 +27,10 @@ pub fn measure(workload: &dyn Workload, cases: Vec<Case>, terms: Terms) -> Measu
     let mut rows: Vec<Row> = cases.iter().map(new_row).collect();
     let mut notes = workload.notes(terms.quick);
     'rounds: for round in 0..rounds {
-        for (case, row) in cases.iter().zip(&mut rows) {
+        for at in 0..cases.len() {
+            // Another one begins each round: who comes first, or after whom, is no advantage.
+            let at = (at + round) % cases.len();
+            let (case, row) = (&cases[at], &mut rows[at]);
             if end.is_some_and(|end| Instant::now() > end) {
                 notes.push(format!("the time was up in round {} of {rounds}", round + 1));
                 break 'rounds;
@@ -42,7 +45,12 @@ pub fn measure(workload: &dyn Workload, cases: Vec<Case>, terms: Terms) -> Measu
                         row.more.entry(name.to_owned()).or_default().push(value);
                     }
                 }
-                Err(error) => row.gap = Some(gap(&error)),
+                Err(error) => {
+                    // Figures of a contender that loses packets now and then are none.
+                    row.rounds.clear();
+                    row.more.clear();
+                    row.gap = Some(gap(&error));
+                }
             }
         }
     }
@@ -51,7 +59,10 @@ pub fn measure(workload: &dyn Workload, cases: Vec<Case>, terms: Terms) -> Measu
             row.gap = Some(Gap::LeftOut);
         }
     }
-    Measured { id: workload.id(), title: workload.title(), unit: workload.unit(), notes, rows }
+    let mut measured =
+        Measured { id: workload.id(), title: workload.title(), unit: workload.unit(), notes, rows };
+    measured.relate_to_limit();
+    measured
 }
 
 fn new_row(case: &Case) -> Row {
@@ -60,6 +71,7 @@ fn new_row(case: &Case) -> Row {
         settings: case.settings.clone(),
         rounds: Vec::new(),
         more: BTreeMap::new(),
+        to_limit: None,
         gap: None,
     }
 }
@@ -69,16 +81,4 @@ fn gap(error: &Error) -> Gap {
         Some(Unsupported(reason)) => Gap::Unsupported(reason.clone()),
         None => Gap::Broken(format!("{error:#}")),
     }
-}
-
-/// Waits in small steps until `is_over` says so or the time is up. Returns whether it did.
-pub fn wait_until(patience: Duration, mut is_over: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + patience;
-    while !is_over() {
-        if Instant::now() > deadline {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    true
 }

@@ -58,7 +58,7 @@ fn row(measured: &Measured, row: &Row) -> String {
         return format!("{contender:NAME$} {settings:8} {:>13}", "–");
     };
     let spread = format!("{} .. {}", plain(&unit.show(least)), unit.show(greatest));
-    let ratio = measured.ratio_to_limit(row).map_or("–".to_owned(), |it| format!("{it:.2}"));
+    let ratio = row.to_limit.map_or("–".to_owned(), |it| format!("{:.2}", it.median));
     let more = row.more.keys().filter_map(|name| {
         let value = row.median_of(name)?;
         match name.strip_suffix('?') {

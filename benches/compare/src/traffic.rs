@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail};
 use netfilterqueue::rules::{Hook, InstalledRules, Protocol, Rule, Rules};
 use netfilterqueue_netns::Namespace;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockProtocol, SockType, SockaddrIn, sendmmsg,
-    setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockProtocol, SockType, SockaddrIn,
+    getsockopt, sendmmsg, setsockopt, socket, sockopt,
 };
 
 use crate::contender::QUEUE;
@@ -48,10 +48,15 @@ pub fn granted(bytes: usize) -> Result<usize> {
         SockFlag::SOCK_CLOEXEC,
         SockProtocol::NetlinkNetFilter,
     )?;
-    if setsockopt(&any, sockopt::RcvBufForce, &bytes).is_err() {
-        setsockopt(&any, sockopt::RcvBuf, &bytes)?;
+    ask_for_buffer(&any, bytes)
+}
+
+/// Returns what the socket has then.
+fn ask_for_buffer(socket: &impl AsFd, bytes: usize) -> Result<usize> {
+    if setsockopt(socket, sockopt::RcvBufForce, &bytes).is_err() {
+        setsockopt(socket, sockopt::RcvBuf, &bytes)?;
     }
-    Ok(nix::sys::socket::getsockopt(&any, sockopt::RcvBuf)?)
+    Ok(getsockopt(socket, sockopt::RcvBuf)?)
 }
 
 /// Packets to one or more queues, by their port.
@@ -76,12 +81,32 @@ impl<'a> Backlog<'a> {
         let receivers = (0..queues).map(|queue| {
             let receiver =
                 namespace.run(|| UdpSocket::bind((Ipv4Addr::LOCALHOST, PORT + queue)))?;
-            setsockopt(&receiver, sockopt::RcvBuf, &0)?;
             receiver.set_nonblocking(true)?;
             Ok(receiver)
         });
         let receivers = receivers.collect::<Result<_>>()?;
-        Ok(Self { namespace, queues, packet_len, has_checksum, receivers, rules: None })
+        let backlog = Self { namespace, queues, packet_len, has_checksum, receivers, rules: None };
+        backlog.hold_one()?;
+        Ok(backlog)
+    }
+
+    /// From now on the receivers have room for one datagram each.
+    pub fn hold_one(&self) -> Result<()> {
+        let set = |receiver| setsockopt(receiver, sockopt::RcvBuf, &0);
+        Ok(self.receivers.iter().try_for_each(set)?)
+    }
+
+    /// From now on the receivers have room for so many datagrams together, if the host grants it.
+    /// Returns whether it does.
+    pub fn hold(&self, packets: usize) -> Result<bool> {
+        let bytes = packets / self.receivers.len() * cost(self.packet_len);
+        for receiver in &self.receivers {
+            // The kernel doubles it.
+            if ask_for_buffer(receiver, bytes)? < bytes {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Sends datagrams that arrive to the contender's queues from now on.
@@ -97,11 +122,11 @@ impl<'a> Backlog<'a> {
 
     /// Sends until so many packets wait, the same number in each queue.
     pub fn fill(&self, packets: usize) -> Result<()> {
-        let before = Datagrams::read(self.namespace)?.arrived;
+        let before = Datagrams::read(self.namespace)?;
         let share = packets / usize::from(self.queues);
         for port in PORT..PORT + self.queues {
             let sender = self.sender(port)?;
-            let start = Datagrams::read(self.namespace)?.arrived;
+            let start = Datagrams::read(self.namespace)?;
             let deadline = Instant::now() + PATIENCE;
             // The loopback link may lose some of a burst, before they are queued: they are sent
             // again, and what still waits in it is waited for.
@@ -117,7 +142,7 @@ impl<'a> Backlog<'a> {
                 }
             }
         }
-        let arrived = (Datagrams::read(self.namespace)?.arrived - before) as usize;
+        let arrived = Datagrams::read(self.namespace)?.arrived_since(before)? as usize;
         if arrived != packets {
             bail!("{arrived} packets arrived instead of {packets}");
         }
@@ -129,12 +154,12 @@ impl<'a> Backlog<'a> {
         }
     }
 
-    /// How many packets have arrived since the count was `start`, when they are `wanted` or no more
+    /// How many packets have arrived since `start`, when they are `wanted` or no more
     /// come.
-    fn wait_for(&self, wanted: usize, start: u64) -> Result<usize> {
+    fn wait_for(&self, wanted: usize, start: Datagrams) -> Result<usize> {
         let (mut arrived, mut quiet) = (0, 0);
         while arrived < wanted && quiet < 100 {
-            let now = (Datagrams::read(self.namespace)?.arrived - start) as usize;
+            let now = Datagrams::read(self.namespace)?.arrived_since(start)? as usize;
             quiet = if now > arrived { 0 } else { quiet + 1 };
             arrived = now;
             if arrived < wanted {

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use netfilterqueue_netns::Namespace;
 
 use super::{Case, Sample, Workload};
-use crate::contender::{Contender, Done, Orders, Process};
-use crate::counters::Datagrams;
+use crate::contender::{Contender, Done, Orders, Process, QUEUE, Unsupported};
+use crate::counters::{Datagrams, Queues};
 use crate::machine::Place;
 use crate::results::Unit;
 use crate::traffic::{self, BACKLOG_MAX, Backlog};
@@ -117,8 +117,12 @@ pub fn backlog(wanted: usize, queues: u16, packet_len: usize) -> Result<usize> {
     let share = wanted / queues;
     let granted = traffic::granted(buffer(share, packet_len))?;
     let share = share.min(granted / traffic::cost(packet_len));
+    if share < BATCH {
+        let why = format!("receive buffers here hold {share} packets, less than a batch");
+        return Err(anyhow!(Unsupported(why)));
+    }
     // The last batch is full, too, so that system calls per packet can be compared.
-    Ok(if share > BATCH { share - share % BATCH } else { share } * queues)
+    Ok((share - share % BATCH) * queues)
 }
 
 /// The receive buffer to ask for; the kernel doubles it.
@@ -151,26 +155,46 @@ impl Drained {
         let has_checksum = self.task != "flip";
         let mut backlog = Backlog::new(&namespace, self.queues, self.packet_len, has_checksum)?;
         backlog.queue()?;
-        // Brings the contender's buffers into memory, which happens once in its life.
-        let warm_up = 2 * BATCH * usize::from(self.queues);
+        // Brings the contender's buffers into memory, which happens once in its life. Not more
+        // than the receive buffer holds.
+        let warm_up = (4 * BATCH * usize::from(self.queues)).min(self.packets);
+        let all_fit = backlog.hold(warm_up)?;
         backlog.fill(warm_up)?;
+        let before = Datagrams::read(&namespace)?;
         process.judge(warm_up)?;
-        backlog.take_received();
+        self.check(&namespace, &backlog, before, warm_up, all_fit)?;
+        backlog.hold_one()?;
         backlog.fill(self.packets)?;
         let before = (Datagrams::read(&namespace)?, process.cpu_time());
         let done = process.judge(self.packets)?;
-        let cpu = process.cpu_time().zip(before.1).map(|(after, before)| after - before);
-        self.check(&namespace, &backlog, before.0)?;
-        Ok((done, cpu))
+        let cpu = process.cpu_time().zip(before.1);
+        let cpu = cpu.map(|(after, before)| {
+            after.checked_sub(before).context("the contender's processor time ran backwards")
+        });
+        self.check(&namespace, &backlog, before.0, self.packets, false)?;
+        Ok((done, cpu.transpose()?))
     }
 
     /// Whether the packets became what they should: a contender that is fast because it lost them
     /// has no figure.
-    fn check(&self, namespace: &Namespace, backlog: &Backlog<'_>, before: Datagrams) -> Result<()> {
+    fn check(
+        &self,
+        namespace: &Namespace,
+        backlog: &Backlog<'_>,
+        before: Datagrams,
+        packets: usize,
+        all_fit: bool,
+    ) -> Result<()> {
+        // Dropped packets are delivered nowhere: only this tells a verdict from none.
+        if let Some(Queues { waiting, lost }) = Queues::read(namespace, QUEUE, self.queues)?
+            && (waiting > 0 || lost > 0)
+        {
+            bail!("{waiting} of {packets} packets have no verdict, {lost} were lost");
+        }
         let received = backlog.take_received();
         let after = Datagrams::read(namespace)?;
-        let delivered = (after.delivered() - before.delivered()) as usize;
-        let expected = if self.task == "drop" { 0 } else { self.packets };
+        let delivered = after.delivered_since(before)? as usize;
+        let expected = if self.task == "drop" { 0 } else { packets };
         if delivered != expected {
             bail!("{delivered} packets were delivered instead of {expected}");
         }
@@ -178,8 +202,15 @@ impl Drained {
         if received.is_empty() == (expected > 0) {
             bail!("{} packets were read", received.len());
         }
-        if received.iter().any(|data| data.last() != Some(&last)) {
-            bail!("a packet was not edited as it should be");
+        if all_fit && received.len() != expected {
+            bail!("{} packets were read instead of {expected}", received.len());
+        }
+        let is_right = |data: &Vec<u8>| {
+            let split = data.split_last();
+            split.is_some_and(|(end, rest)| *end == last && rest.iter().all(|byte| *byte == b'x'))
+        };
+        if let Some(at) = received.iter().position(|data| !is_right(data)) {
+            bail!("packet {at} of {} is not edited as it should be", received.len());
         }
         Ok(())
     }

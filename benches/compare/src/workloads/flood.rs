@@ -3,15 +3,14 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
 use netfilterqueue_netns::Namespace;
 
 use super::{Case, Sample, Workload};
-use crate::contender::{Contender, Orders, Process};
-use crate::counters::Datagrams;
+use crate::contender::{Contender, Orders, Process, QUEUE, Unsupported};
+use crate::counters::{Datagrams, Queues};
 use crate::machine::Place;
 use crate::results::Unit;
-use crate::schedule::wait_until;
 use crate::traffic::{Backlog, PORT, Sender};
 
 const PACKET_LEN: usize = 100;
@@ -29,7 +28,14 @@ const REACHED: f64 = 0.9;
 const GENERATOR: &str = "no faster generator?";
 
 /// How long what is still queued may take.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between two looks at the counters.
+const STEP: Duration = Duration::from_millis(15);
+
+/// How long nothing may happen before it counts as the end, for who may not read how many packets
+/// wait.
+const QUIET: Duration = Duration::from_millis(200);
 
 pub struct Flood;
 
@@ -86,8 +92,8 @@ impl Workload for Flood {
         let mut rate = FIRST;
         for _ in 0..if quick { 6 } else { 12 } {
             let mut trial = flood(rate)?;
-            if trial.lost == 0 && trial.rate < rate * REACHED {
-                // It may have been held up by something else.
+            if trial.lost > 0 || trial.rate < rate * REACHED {
+                // Something else may have held up the contender, or the generator.
                 trial = flood(rate)?;
             }
             if trial.lost > 0 {
@@ -105,12 +111,17 @@ impl Workload for Flood {
             };
         }
         process.check_alive()?;
+        if good == 0.0 {
+            return Err(anyhow!(Unsupported(
+                "packets were lost at every rate that was tried".into()
+            )));
+        }
         Ok(Sample { value: good, more: vec![(GENERATOR, f64::from(is_capped))] })
     }
 }
 
 struct Trial {
-    /// The rate that was reached.
+    /// The rate at which packets arrived at the queue.
     rate: f64,
     lost: u64,
 }
@@ -118,37 +129,46 @@ struct Trial {
 /// Sends at a rate for a time, and counts what becomes of it.
 fn trial(namespace: &Namespace, sender: &Sender, rate: f64, time: Duration) -> Result<Trial> {
     let before = Datagrams::read(namespace)?;
-    let (sent, elapsed) = namespace.run(|| {
+    let elapsed = namespace.run(|| {
         Place::Generator.enter();
         send_paced(sender, rate, time)
     })?;
-    let mut after = Datagrams::read(namespace)?;
-    let mut delivered = after.delivered();
-    // It is over when all are there, or nothing more comes.
-    wait_until(PATIENCE, || {
-        thread::sleep(Duration::from_millis(15));
-        let Ok(now) = Datagrams::read(namespace) else { return true };
-        let is_over = now.delivered() == delivered
-            || now.delivered() - before.delivered() == now.arrived - before.arrived;
-        (after, delivered) = (now, now.delivered());
-        is_over
-    });
-    let arrived = after.arrived - before.arrived;
-    Ok(Trial {
-        rate: sent as f64 / elapsed.as_secs_f64(),
-        // What the loopback link lost is not the contender's.
-        lost: arrived - (delivered - before.delivered()),
-    })
+    let deadline = Instant::now() + PATIENCE;
+    let (mut after, mut last_change) = (Datagrams::read(namespace)?, Instant::now());
+    // What still waits would be counted for the next trial, or for lost in this one.
+    loop {
+        thread::sleep(STEP);
+        let waiting = Queues::read(namespace, QUEUE, 1)?.map(|queues| queues.waiting);
+        let now = Datagrams::read(namespace)?;
+        let all_are_there = now.delivered_since(before)? == now.arrived_since(before)?;
+        let is_quiet = now.delivered_since(after)? == 0 && now.arrived_since(after)? == 0;
+        after = now;
+        if !is_quiet {
+            last_change = Instant::now();
+        }
+        let is_empty = waiting.map_or(last_change.elapsed() >= QUIET, |waiting| waiting == 0);
+        if is_quiet && (all_are_there || is_empty) {
+            break;
+        }
+        if Instant::now() > deadline {
+            bail!("packets of a flood still wait after {} s", PATIENCE.as_secs());
+        }
+    }
+    let arrived = after.arrived_since(before)?;
+    // What the loopback link lost is not the contender's.
+    let lost = arrived.checked_sub(after.delivered_since(before)?);
+    let lost = lost.context("more packets were delivered than arrived")?;
+    Ok(Trial { rate: arrived as f64 / elapsed.as_secs_f64(), lost })
 }
 
-/// In bursts, as long as what a timer needs to wake the thread.
-fn send_paced(sender: &Sender, rate: f64, time: Duration) -> Result<(usize, Duration)> {
+/// In bursts, as long as what a timer needs to wake the thread. Returns how long it took.
+fn send_paced(sender: &Sender, rate: f64, time: Duration) -> Result<Duration> {
     let start = Instant::now();
     let mut sent = 0;
     loop {
         let elapsed = start.elapsed();
         if elapsed >= time {
-            return Ok((sent, elapsed));
+            return Ok(elapsed);
         }
         let due = (elapsed.as_secs_f64() * rate) as usize;
         if due > sent {

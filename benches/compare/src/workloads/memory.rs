@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use netfilterqueue_netns::Namespace;
 
 use super::drain::{BATCH, backlog, buffer};
 use super::{Case, Sample, Workload};
-use crate::contender::{Contender, Orders, Process, Unsupported};
+use crate::contender::{Contender, Orders, Process, QUEUE, Unsupported};
+use crate::counters::{Datagrams, Queues};
 use crate::machine::Place;
 use crate::results::Unit;
 use crate::traffic::{BACKLOG_MAX, Backlog};
@@ -79,12 +80,24 @@ impl Memory {
             // A batch comes and goes first: what the buffers for that take is not the packets'.
             traffic.fill(BATCH)?;
             process.judge(BATCH)?;
+            traffic.take_received();
         }
         let before = process.memory_kib()?.peak as f64;
         traffic.fill(packets)?;
         let waiting = process.memory_kib()?.now as f64;
         let mut more = vec![("waiting", waiting)];
+        let datagrams = Datagrams::read(&namespace)?;
         process.judge(packets)?;
+        traffic.take_received();
+        let delivered = Datagrams::read(&namespace)?.delivered_since(datagrams)?;
+        if delivered != packets as u64 {
+            bail!("{delivered} of {packets} packets were delivered");
+        }
+        if let Some(Queues { waiting, lost }) = Queues::read(&namespace, QUEUE, 1)?
+            && (waiting > 0 || lost > 0)
+        {
+            bail!("{waiting} of {packets} packets have no verdict, {lost} were lost");
+        }
         if task == "retain" {
             let held = process.memory_kib()?.peak as f64;
             let each = (held - before) * 1024.0 / packets as f64;
