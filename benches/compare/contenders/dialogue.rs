@@ -102,7 +102,22 @@ pub fn or_exit<T>(result: Result<T, Failure>) -> T {
     })
 }
 
-/// Does what the harness says until it closes the pipe, which is also how its death shows.
+/// The lines that the harness says. The process ends when it closes the pipe, which is also how its
+/// death shows, whatever the other threads are at.
+fn orders() -> mpsc::Receiver<String> {
+    let (order, orders) = mpsc::channel();
+    thread::spawn(move || {
+        for line in io::stdin().lock().lines() {
+            if order.send(or_exit(line.map_err(Into::into))).is_err() {
+                return;
+            }
+        }
+        process::exit(0);
+    });
+    orders
+}
+
+/// Does what the harness says.
 ///
 /// The harness spreads packets evenly, so each worker judges its share without asking the others:
 /// a counter in common would cost every packet a cache line.
@@ -123,8 +138,7 @@ pub fn converse(workers: Vec<Box<dyn Worker>>) -> Result<(), Failure> {
         });
     }
     println!("ready");
-    for line in io::stdin().lock().lines() {
-        let line = line?;
+    for line in self::orders() {
         let start = Instant::now();
         match line.split_once(' ').unwrap_or((&line, "")) {
             ("judge", count) => {

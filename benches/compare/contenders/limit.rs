@@ -2,15 +2,17 @@
 //! books kept and nothing checked. Not a way to write a program: a packet that the socket could not
 //! take, or one held back, would get a verdict that was meant for another.
 //!
-//! `--calls single`: one `recv` and one `send` for each packet instead. `--calls large`: all edited
-//! packets of a receive call in one datagram, however long, which takes root; else as many of them
-//! in each as the default send buffer takes.
+//! `--calls single`: one `recv` and one `send` for each packet instead. Edited
+//! packets go back as many in a datagram as the default send buffer takes.
 
 mod dialogue;
 mod raw;
 
 use dialogue::{Arguments, Failure, Task, Worker};
 use raw::{HEAD_LEN, Ring, SLOTS, Socket};
+
+/// How many packets are received by a call that waits.
+const FEW: usize = 4;
 
 const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
@@ -21,9 +23,6 @@ const VERDICT_BATCH: u16 = 3 << 8 | 3;
 
 /// Where a packet's id is in the kernel's message: behind two headers and that of the attribute.
 const ID: usize = 24;
-
-/// Holds 64 packets of 64 KiB.
-const SEND_BUFFER: usize = 5 << 20;
 
 /// As the library's.
 const RECEIVE_BUFFER: usize = 8 << 20;
@@ -37,12 +36,12 @@ fn run() -> Result<(), Failure> {
     if matches!(arguments.task, Task::Bypass | Task::Retain) {
         dialogue::unsupported("the limit has no flow bypass and keeps no packets");
     }
-    let send_buffer = (arguments.way.as_deref() == Some("large")).then_some(SEND_BUFFER);
     let bind = |queue| -> Result<Box<dyn Worker>, Failure> {
-        let socket = Socket::open(arguments.buffer.unwrap_or(RECEIVE_BUFFER), send_buffer)?;
+        let socket = Socket::open(arguments.buffer.unwrap_or(RECEIVE_BUFFER))?;
         socket.bind(queue)?;
         let single = arguments.way.as_deref() == Some("single");
-        Ok(Box::new(Limit { socket, queue, task: arguments.task, single, ring: Ring::new() }))
+        let (task, ring) = (arguments.task, Ring::new());
+        Ok(Box::new(Limit { socket, queue, task, single, most: SLOTS, ring }))
     };
     dialogue::converse(arguments.numbers().map(bind).collect::<Result<_, _>>()?)
 }
@@ -52,6 +51,8 @@ struct Limit {
     queue: u16,
     task: Task,
     single: bool,
+    /// How many packets the next receive call asks for.
+    most: usize,
     ring: Ring,
 }
 
@@ -62,7 +63,11 @@ impl Worker for Limit {
             let received = if self.single {
                 self.ring.receive_one(&self.socket)?
             } else {
-                self.ring.receive_many(&self.socket, left.min(SLOTS as u64) as usize)?
+                let most = self.most.min(usize::try_from(left).unwrap_or(SLOTS));
+                let received = self.ring.receive_many(&self.socket, most)?;
+                // The queue is empty, so the next call waits.
+                self.most = if received < most { FEW } else { SLOTS };
+                received
             };
             left -= received as u64;
             calls += 1 + match self.task {

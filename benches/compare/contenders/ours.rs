@@ -1,10 +1,12 @@
-//! The library, as its users call it: `--door run` (the default) or `--door batch`.
+//! The library, as its users call it: `--door run` (the default) or `--door batch`. `--door
+//! stoppable` is `run` while somebody has a stop handle.
 
 mod dialogue;
 
 use dialogue::{Arguments, Failure, Task, Worker};
 use netfilterqueue::{
-    Batch, Decided, EditMode, FlowBypass, FlowMarks, Packet, Queue, RetainedPacket, Verdict,
+    Batch, Decided, EditMode, FlowBypass, FlowMarks, Packet, Queue, RetainedPacket, StopHandle,
+    Verdict,
 };
 
 /// More than kernels hold, so that the receive buffer is what limits a backlog.
@@ -35,7 +37,8 @@ fn bind(number: u16, arguments: &Arguments) -> Result<Box<dyn Worker>, Failure> 
     }
     let queue = builder.bind()?;
     let batch = (arguments.way.as_deref() == Some("batch")).then(|| Batch::new(64));
-    Ok(Box::new(Contender { queue, batch, task: arguments.task }))
+    let stop = (arguments.way.as_deref() == Some("stoppable")).then(|| queue.stop_handle());
+    Ok(Box::new(Contender { queue, batch, task: arguments.task, _stop: stop }))
 }
 
 struct Contender {
@@ -43,6 +46,8 @@ struct Contender {
     /// For the door of that name.
     batch: Option<Batch>,
     task: Task,
+    /// Nobody stops it; that somebody could is what makes a difference.
+    _stop: Option<StopHandle>,
 }
 
 impl Worker for Contender {

@@ -5,7 +5,7 @@
 use std::io;
 use std::mem::{size_of_val, zeroed};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::ptr;
+use std::{ptr, slice};
 
 /// The most packets that a receive call takes.
 pub const SLOTS: usize = 64;
@@ -26,7 +26,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    pub fn open(receive_buffer: usize, send_buffer: Option<usize>) -> io::Result<Self> {
+    pub fn open(receive_buffer: usize) -> io::Result<Self> {
         // SAFETY: no pointers; the descriptor is new and ours.
         let fd = unsafe {
             let fd = check(libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 12));
@@ -36,9 +36,6 @@ impl Socket {
         let bytes = receive_buffer as libc::c_int;
         if socket.set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes).is_err() {
             socket.set(libc::SOL_SOCKET, libc::SO_RCVBUF, bytes)?;
-        }
-        if let Some(bytes) = send_buffer {
-            socket.set(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, bytes as libc::c_int)?;
         }
         socket.set(libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS, 1)?;
         let mut granted: libc::c_int = 0;
@@ -114,54 +111,74 @@ impl Socket {
     }
 }
 
-/// Buffers for one receive call, and the system calls on them.
+/// Buffers for one receive call, and the system calls on them. Stays until the process ends.
 pub struct Ring {
-    bytes: Vec<u8>,
-    lens: [usize; SLOTS],
+    /// As long as all slots. A pointer, because the kernel writes there by way of `headers`.
+    bytes: *mut u8,
+    /// Each points to a part, and that to a slot: written once, because after a call only the
+    /// lengths and flags of messages have changed.
+    headers: *mut libc::mmsghdr,
     heads: [[u8; HEAD_LEN]; SLOTS],
 }
 
+// SAFETY: what it points to is its own.
+unsafe impl Send for Ring {}
+
 impl Ring {
     pub fn new() -> Self {
-        let bytes = vec![0; SLOTS * SLOT_LEN];
-        Self { bytes, lens: [0; SLOTS], heads: [[0; HEAD_LEN]; SLOTS] }
+        let bytes = vec![0; SLOTS * SLOT_LEN].leak().as_mut_ptr();
+        let part = |at| {
+            // SAFETY: so many slots were allocated.
+            let slot = unsafe { bytes.add(at * SLOT_LEN) };
+            libc::iovec { iov_base: slot.cast(), iov_len: SLOT_LEN }
+        };
+        let parts = (0..SLOTS).map(part).collect::<Vec<_>>().leak().as_mut_ptr();
+        let header = |at| {
+            // SAFETY: all zeroes are valid for this plain struct, and there are so many parts.
+            let (mut header, part) = unsafe { (zeroed::<libc::mmsghdr>(), parts.add(at)) };
+            header.msg_hdr.msg_iov = part;
+            header.msg_hdr.msg_iovlen = 1;
+            header
+        };
+        let headers = (0..SLOTS).map(header).collect::<Vec<_>>().leak().as_mut_ptr();
+        Self { bytes, headers, heads: [[0; HEAD_LEN]; SLOTS] }
     }
 
+    /// A message of the last call.
     pub fn message(&mut self, at: usize) -> &mut [u8] {
-        &mut self.bytes[at * SLOT_LEN..][..self.lens[at]]
+        assert!(at < SLOTS, "so many slots there are");
+        // SAFETY: the slot is ours, the kernel has written so many bytes there, and nobody else
+        // has a reference while this one borrows the ring.
+        unsafe {
+            let len = (*self.headers.add(at)).msg_len as usize;
+            slice::from_raw_parts_mut(self.bytes.add(at * SLOT_LEN), len.min(SLOT_LEN))
+        }
     }
 
     /// Waits for a message and takes only that.
     pub fn receive_one(&mut self, socket: &Socket) -> io::Result<usize> {
-        self.lens[0] = socket.receive(&mut self.bytes[..SLOT_LEN])?;
+        // SAFETY: there is at least one slot, and nothing refers to it meanwhile.
+        unsafe {
+            let len = socket.receive(slice::from_raw_parts_mut(self.bytes, SLOT_LEN))?;
+            (*self.headers).msg_len = len as libc::c_uint;
+        }
         Ok(1)
     }
 
     /// Waits for one message, then takes all that are there, up to `most`.
     pub fn receive_many(&mut self, socket: &Socket, most: usize) -> io::Result<usize> {
-        // SAFETY: all zeroes are valid for these plain structs.
-        let mut parts: [libc::iovec; SLOTS] = unsafe { zeroed() };
-        let mut headers: [libc::mmsghdr; SLOTS] = unsafe { zeroed() };
-        let slots = self.bytes.chunks_exact_mut(SLOT_LEN);
-        for ((part, header), slot) in parts.iter_mut().zip(&mut headers).zip(slots) {
-            *part = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: SLOT_LEN };
-            header.msg_hdr.msg_iov = part;
-            header.msg_hdr.msg_iovlen = 1;
-        }
-        // SAFETY: each header points to a part, and each part to a slot; all outlive the call.
+        // SAFETY: each header points to a part, and each part to a slot; all stay for ever, and
+        // nothing refers to them meanwhile.
         let count = check(unsafe {
             libc::recvmmsg(
                 socket.fd.as_raw_fd(),
-                headers.as_mut_ptr(),
+                self.headers,
                 most.min(SLOTS) as libc::c_uint,
                 libc::MSG_WAITFORONE as _,
                 ptr::null_mut(),
             )
-        })? as usize;
-        for (len, header) in self.lens.iter_mut().zip(&headers[..count]) {
-            *len = header.msg_len as usize;
-        }
-        Ok(count)
+        })?;
+        Ok(count as usize)
     }
 
     /// Sends the bytes of the first `count` packets back from where they are, with the heads that
@@ -184,11 +201,12 @@ impl Ring {
                 (calls, first, sum) = (calls + 1, at, 0);
             }
             self.heads[at] = head(at, len);
-            let payload = &mut self.bytes[at * SLOT_LEN..][start..start + padded];
+            assert!(at < SLOTS && start + padded <= SLOT_LEN, "it was received into a slot");
+            // SAFETY: that is within the slot.
+            let payload = unsafe { self.bytes.add(at * SLOT_LEN + start) };
             parts[2 * at] =
                 libc::iovec { iov_base: self.heads[at].as_mut_ptr().cast(), iov_len: HEAD_LEN };
-            parts[2 * at + 1] =
-                libc::iovec { iov_base: payload.as_mut_ptr().cast(), iov_len: padded };
+            parts[2 * at + 1] = libc::iovec { iov_base: payload.cast(), iov_len: padded };
             sum += HEAD_LEN + padded;
         }
         send_parts(socket, &parts[2 * first..2 * payloads.len()])?;

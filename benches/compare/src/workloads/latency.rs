@@ -44,14 +44,18 @@ impl Workload for Latency {
 
     fn cases(&self, contenders: &[Contender], _quick: bool) -> Vec<Case> {
         let mut cases = Case::best_of(contenders);
-        let limit = contenders.iter().find(|contender| contender.name == "limit");
-        let single = limit.map(|limit| {
-            let mut single = limit.clone();
-            single.name = SINGLE.to_owned();
-            single.command.extend(["--calls".to_owned(), "single".to_owned()]);
-            Case::new(&single, "best")
-        });
+        let variant = |of: &str, name: &str, option: &str, value: &str| {
+            let mut variant = contenders.iter().find(|contender| contender.name == of)?.clone();
+            variant.name = name.to_owned();
+            variant.command.extend([option.to_owned(), value.to_owned()]);
+            Some(Case::new(&variant, "best"))
+        };
+        // The library waits in the receive call itself as long as nobody can stop it.
+        let stoppable = variant("ours", "ours, stoppable", "--door", "stoppable");
+        let single = variant("limit", SINGLE, "--calls", "single");
         cases.splice(0..0, single);
+        let behind = cases.iter().position(|case| case.name == "ours").map_or(0, |at| at + 1);
+        cases.splice(behind..behind, stoppable);
         cases
     }
 
