@@ -164,14 +164,20 @@ fn recompute(packet: &mut [u8]) {
     packet[place..place + 2].copy_from_slice(&fold(sum).to_ne_bytes());
 }
 
-/// The sum in host order, which may be swapped at the end as well as at each word. Wide adds, which
-/// the compiler makes vectors of; 64 bits hold the carries of any packet.
+/// The sum in host order, which may be swapped at the end as well as at each word. Both halves of
+/// wide words, which the compiler makes vectors of; 64 bits hold the carries of any packet.
 fn sum(bytes: &[u8]) -> u64 {
-    let (words, rest) = bytes.as_chunks::<4>();
-    let mut last = [0; 4];
+    let (blocks, rest) = bytes.as_chunks::<8>();
+    let mut last = [0; 8];
     last[..rest.len()].copy_from_slice(rest);
-    let add = |sum: u64, word: &[u8; 4]| sum + u64::from(u32::from_ne_bytes(*word));
-    add(words.iter().fold(0, add), &last)
+    let (mut high, mut low) = (0, 0);
+    for block in blocks {
+        let block = u64::from_ne_bytes(*block);
+        high += block >> 32;
+        low += block & 0xffff_ffff;
+    }
+    let last = u64::from_ne_bytes(last);
+    high + low + (last >> 32) + (last & 0xffff_ffff)
 }
 
 fn fold(sum: u64) -> u16 {

@@ -2,13 +2,13 @@
 //
 // default: what its example does: whole packets, a callback, a verdict for each packet. Its example
 // also sets NETLINK_NO_ENOBUFS; otherwise a full receive buffer is an error of the callback's loop.
-// best: GSO. SetVerdictBatch is not used: the callback is not told whether more packets wait, so
-// packets would have to wait for a timer.
+// best: GSO and a receive buffer of 8 MiB. SetVerdictBatch is not used: the callback is not told
+// whether more packets wait, so packets would have to wait for a timer.
 //
 // With several queues each has its own Nfqueue, and so its own socket and goroutines.
 //
-// Binding and receiving are one step in this library (Register), so each queue may have received one
-// packet when it has to stop; its callback then waits with the packet until it may go on.
+// Binding and receiving are one step in this library (Register), so each queue may have received
+// one packet when it has to stop; its callback then waits with the packet until it may go on.
 package main
 
 import (
@@ -30,37 +30,8 @@ import (
 
 const queueLen = 131072
 
-// What the goroutines share. The counts only grow.
-type progress struct {
-	wanted, judged, held atomic.Uint64
-	lock                 sync.Mutex
-	more                 *sync.Cond
-	end                  chan time.Time
-}
-
-func (p *progress) want(packets uint64) {
-	p.lock.Lock()
-	p.wanted.Add(packets)
-	p.more.Broadcast()
-	p.lock.Unlock()
-}
-
-func (p *progress) waitUntilWanted() {
-	if p.judged.Load() < p.wanted.Load() {
-		return
-	}
-	p.lock.Lock()
-	for p.judged.Load() >= p.wanted.Load() {
-		p.more.Wait()
-	}
-	p.lock.Unlock()
-}
-
-func (p *progress) oneMoreJudged() {
-	if p.judged.Add(1) == p.wanted.Load() {
-		p.end <- time.Now()
-	}
-}
+// As the library that is measured has by default.
+const receiveBuffer = 8 << 20
 
 func fail(err error) {
 	fmt.Fprintln(os.Stderr, err)
@@ -123,10 +94,41 @@ func recompute(packet []byte) bool {
 	return true
 }
 
+// A queue counts its packets itself: a counter in common would cost each of them a cache line.
 type queue struct {
-	nf   *nfqueue.Nfqueue
-	task string
-	held []uint32
+	nf     *nfqueue.Nfqueue
+	task   string
+	held   []uint32
+	judged uint64 // the callback's own
+	wanted atomic.Uint64
+	lock   sync.Mutex
+	more   *sync.Cond
+	end    chan time.Time
+}
+
+func (q *queue) want(packets uint64) {
+	q.lock.Lock()
+	q.wanted.Add(packets)
+	q.more.Broadcast()
+	q.lock.Unlock()
+}
+
+func (q *queue) waitUntilWanted() {
+	if q.judged < q.wanted.Load() {
+		return
+	}
+	q.lock.Lock()
+	for q.judged >= q.wanted.Load() {
+		q.more.Wait()
+	}
+	q.lock.Unlock()
+}
+
+func (q *queue) oneMoreJudged() {
+	q.judged++
+	if q.judged == q.wanted.Load() {
+		q.end <- time.Now()
+	}
 }
 
 func bind(number uint16, task string, best bool, buffer int) *queue {
@@ -143,6 +145,9 @@ func bind(number uint16, task string, best bool, buffer int) *queue {
 	if err != nil {
 		fail(err)
 	}
+	if best && buffer == 0 {
+		buffer = receiveBuffer
+	}
 	if buffer > 0 {
 		if err := nf.Con.SetReadBuffer(buffer); err != nil {
 			fail(err)
@@ -151,7 +156,9 @@ func bind(number uint16, task string, best bool, buffer int) *queue {
 	if err := nf.Con.SetOption(netlink.NoENOBUFS, true); err != nil {
 		fail(err)
 	}
-	return &queue{nf: nf, task: task}
+	q := &queue{nf: nf, task: task, end: make(chan time.Time, 1)}
+	q.more = sync.NewCond(&q.lock)
+	return q
 }
 
 func (q *queue) judge(a nfqueue.Attribute) error {
@@ -172,23 +179,23 @@ func (q *queue) judge(a nfqueue.Attribute) error {
 	return q.nf.SetVerdict(id, nfqueue.NfAccept)
 }
 
-func (q *queue) register(p *progress) {
+func (q *queue) register() {
 	callback := func(a nfqueue.Attribute) int {
-		p.waitUntilWanted()
+		q.waitUntilWanted()
 		if q.task != "retain" {
 			if err := q.judge(a); err != nil {
 				fail(err)
 			}
-			p.oneMoreJudged()
+			q.oneMoreJudged()
 			return 0
 		}
 		q.held = append(q.held, *a.PacketID)
-		if p.held.Add(1) == p.wanted.Load() {
+		if q.judged+uint64(len(q.held)) == q.wanted.Load() {
 			for _, id := range q.held {
 				if err := q.nf.SetVerdict(id, nfqueue.NfAccept); err != nil {
 					fail(err)
 				}
-				p.oneMoreJudged()
+				q.oneMoreJudged()
 			}
 			q.held = q.held[:0]
 		}
@@ -202,7 +209,10 @@ func (q *queue) register(p *progress) {
 }
 
 func main() {
-	options := map[string]string{"--queue": "0", "--queues": "1", "--task": "accept", "--settings": "default", "--buffer": "0"}
+	options := map[string]string{
+		"--queue": "0", "--queues": "1", "--task": "accept", "--settings": "default",
+		"--buffer": "0",
+	}
 	for i := 1; i+1 < len(os.Args); i += 2 {
 		options[os.Args[i]] = os.Args[i+1]
 	}
@@ -223,31 +233,64 @@ func main() {
 	default:
 		unsupported("the library cannot do this task")
 	}
-	p := &progress{end: make(chan time.Time, 1)}
-	p.more = sync.NewCond(&p.lock)
+	var queues []*queue
 	for i := 0; i < number("--queues"); i++ {
-		bind(uint16(number("--queue")+i), task, options["--settings"] == "best", number("--buffer")).register(p)
+		best := options["--settings"] == "best"
+		q := bind(uint16(number("--queue")+i), task, best, number("--buffer"))
+		q.register()
+		queues = append(queues, q)
 	}
 	fmt.Println("ready")
-	lines := bufio.NewScanner(os.Stdin)
-	for lines.Scan() {
+	for line := range orders() {
 		start := time.Now()
-		command, argument, _ := strings.Cut(lines.Text(), " ")
+		command, argument, _ := strings.Cut(line, " ")
 		switch command {
 		case "judge":
 			packets, err := strconv.ParseUint(argument, 10, 64)
 			if err != nil {
 				fail(err)
 			}
-			p.want(packets)
-			end := <-p.end
+			// The harness spreads them evenly.
+			shares := uint64(len(queues))
+			asked := queues
+			if packets < shares {
+				asked = queues[:packets]
+			}
+			for i, q := range asked {
+				share := packets / shares
+				if uint64(i) < packets%shares {
+					share++
+				}
+				q.want(share)
+			}
+			end := start
+			for _, q := range asked {
+				if last := <-q.end; last.After(end) {
+					end = last
+				}
+			}
 			fmt.Printf("done %d\n", end.Sub(start).Nanoseconds())
 		case "serve":
-			p.want(1 << 62)
+			for _, q := range queues {
+				q.want(1 << 62)
+			}
 		case "rss":
 			status, _ := os.ReadFile("/proc/self/status")
 			_, after, _ := strings.Cut(string(status), "VmRSS:")
 			fmt.Println("rss", strings.Fields(after)[0])
 		}
 	}
+}
+
+// The lines of stdin. When it is closed the process ends, even while packets are judged.
+func orders() <-chan string {
+	lines := make(chan string)
+	go func() {
+		input := bufio.NewScanner(os.Stdin)
+		for input.Scan() {
+			lines <- input.Text()
+		}
+		os.Exit(0)
+	}()
+	return lines
 }

@@ -1,13 +1,14 @@
 /* libnetfilter_queue, with the functions most of its users call (nfq_open, nfq_handle_packet,
  * nfq_set_verdict).
  *
- * default: the loop of its documentation: whole packets, a verdict per packet, and a buffer that has
- *   room for the largest packet (one of 64 KiB, often seen, has not: what stands before the packet
- *   takes some hundred bytes, and a message that was cut off is never judged).
+ * default: the loop of its documentation: whole packets, a verdict per packet, and a buffer that
+ *   has room for the largest packet (one of 64 KiB, often seen, has not: what stands before the
+ *   packet takes some hundred bytes, and a message that was cut off is never judged).
  * best: what the documentation's section on performance and the header offer beyond that:
- *   GSO (NFQA_CFG_F_GSO), NETLINK_NO_ENOBUFS, and nfq_set_verdict_batch for packets that need nothing but a verdict: all
- *   that wait are received, up to BATCH, and answered by one message. The batch ends as soon as
- *   the queue is empty, so that no packet waits for another.
+ *   GSO (NFQA_CFG_F_GSO), NETLINK_NO_ENOBUFS, a receive buffer of 8 MiB, and
+ *   nfq_set_verdict_batch for packets that need nothing but a verdict: all that wait are received,
+ *   up to BATCH, and answered by one message. The batch ends as soon as the queue is empty, so that
+ *   no packet waits for another.
  *   nfq_set_verdict_batch2 would also set the mark, which nobody asked for.
  * With several queues each has a handle, and so a socket, and a thread of its own. */
 
@@ -16,8 +17,8 @@
 #include <linux/netfilter.h>
 #include <linux/netlink.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -36,27 +37,27 @@ static enum task task = ACCEPT;
 static bool best;
 static long buffer;
 
+/* A queue and the thread that judges its packets. */
 struct worker {
 	struct nfq_handle *handle;
 	struct nfq_q_handle *queue;
 	int fd;
 	uint64_t calls;
+	uint64_t seen; /* packets */
 	uint32_t last; /* id of the packet received last, in a batch */
 	uint32_t *held;
 	size_t held_len, held_room;
-	/* Received when enough were judged already: for the next "judge". */
-	int early;
+	/* Under the lock: what it is to judge, and when it was done with that. */
+	uint64_t share;
+	struct timespec end;
 	char packet[0xffff + 4096] __attribute__((aligned(8)));
 };
 static struct worker *workers[MAX_QUEUES];
 
-/* What the threads share. The counts only grow. Two threads may both take what only one of them
- * should if packets go on coming: those too many are counted for the next "judge". */
-static _Atomic uint64_t wanted, held, judged;
-static struct timespec end;
-static _Atomic bool ended;
-static pthread_mutex_t sleepers = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t more = PTHREAD_COND_INITIALIZER;
+/* For the shares of all workers. Packets are counted by each of them for itself: a counter in
+ * common would cost every packet a cache line. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t ordered = PTHREAD_COND_INITIALIZER, finished = PTHREAD_COND_INITIALIZER;
 
 static void fail(const char *what)
 {
@@ -64,14 +65,12 @@ static void fail(const char *what)
 	exit(1);
 }
 
-static void more_judged(uint64_t packets)
+static void give_verdict(struct worker *worker, uint32_t id, uint32_t verdict, uint32_t len,
+			 const unsigned char *packet)
 {
-	uint64_t before = atomic_fetch_add(&judged, packets);
-
-	if (before < wanted && before + packets >= wanted) {
-		clock_gettime(CLOCK_MONOTONIC, &end);
-		ended = true;
-	}
+	worker->calls++;
+	if (nfq_set_verdict(worker->queue, id, verdict, len, packet) < 0)
+		fail("nfq_set_verdict");
 }
 
 /* The sum of 32-bit words, folded later: the same 16 bits as that of 16-bit words (RFC 1071), in
@@ -121,7 +120,8 @@ static bool recompute(unsigned char *packet, size_t len)
 	if (data < len)
 		packet[data] ^= 1;
 	memset(packet + checksum, 0, 2);
-	uint64_t sum = wide_sum(packet + addresses, addresses_len) + wide_sum(packet + start, len - start) +
+	uint64_t sum = wide_sum(packet + addresses, addresses_len) +
+		       wide_sum(packet + start, len - start) +
 		       htonl((uint32_t)(protocol + len - start));
 	while (sum > 0xffff)
 		sum = (sum & 0xffff) + (sum >> 16);
@@ -132,19 +132,23 @@ static bool recompute(unsigned char *packet, size_t len)
 	return true;
 }
 
-static int on_packet(struct nfq_q_handle *queue, struct nfgenmsg *message, struct nfq_data *data, void *context)
+static int on_packet(struct nfq_q_handle *queue, struct nfgenmsg *message, struct nfq_data *data,
+		     void *context)
 {
 	struct worker *worker = context;
 	uint32_t id = ntohl(nfq_get_msg_packet_hdr(data)->packet_id);
 	unsigned char *packet;
 	int len;
 
+	(void)queue;
 	(void)message;
 	worker->last = id;
+	worker->seen++;
 	if (task == RETAIN) {
 		if (worker->held_len == worker->held_room) {
 			worker->held_room = worker->held_room ? worker->held_room * 2 : 4096;
-			worker->held = realloc(worker->held, worker->held_room * sizeof *worker->held);
+			worker->held = realloc(worker->held,
+					       worker->held_room * sizeof *worker->held);
 			if (!worker->held)
 				fail("realloc");
 		}
@@ -159,85 +163,78 @@ static int on_packet(struct nfq_q_handle *queue, struct nfgenmsg *message, struc
 				packet[len - 1] ^= 0xff;
 			else
 				recompute(packet, len);
-			worker->calls++;
-			return nfq_set_verdict(queue, id, NF_ACCEPT, len, packet);
+			give_verdict(worker, id, NF_ACCEPT, len, packet);
+			return 0;
 		}
 	} else if (best) {
 		return 0; /* the batch's verdict is for this one too */
 	}
-	worker->calls++;
-	return nfq_set_verdict(queue, id, task == DROP ? NF_DROP : NF_ACCEPT, 0, NULL);
+	give_verdict(worker, id, task == DROP ? NF_DROP : NF_ACCEPT, 0, NULL);
+	return 0;
 }
 
-/* Receives a packet. 0: none came. The time limit lets a thread whose queue has run empty see that
- * another one judged the last packet. */
-static int receive(struct worker *worker, int flags)
+/* Receives a message and handles it. False: none came. */
+static bool receive(struct worker *worker, int flags)
 {
 	int len;
 
-	if (worker->early) {
-		len = worker->early;
-		worker->early = 0;
-		return len;
-	}
 	worker->calls++;
 	len = recv(worker->fd, worker->packet, sizeof worker->packet, flags);
 	if (len < 0 && errno != EAGAIN && errno != EINTR && errno != ENOBUFS)
 		fail("recv");
-	return len < 0 ? 0 : len;
-}
-
-static void work(struct worker *worker)
-{
-	bool batches = best && (task == DROP || task == ACCEPT);
-	uint64_t left, packets;
-	int len;
-
-	while ((left = wanted - judged) > 0 && judged < wanted) {
-		if (task == RETAIN && held >= wanted) {
-			for (size_t i = 0; i < worker->held_len; i++) {
-				worker->calls++;
-				nfq_set_verdict(worker->queue, worker->held[i], NF_ACCEPT, 0, NULL);
-				more_judged(1);
-			}
-			worker->held_len = 0;
-			usleep(judged < wanted ? 10 : 0);
-			continue;
-		}
-		len = receive(worker, 0);
-		if (!len)
-			continue;
-		if (judged >= wanted) {
-			worker->early = len;
-			break;
-		}
+	if (len > 0)
 		nfq_handle_packet(worker->handle, worker->packet, len);
-		if (task == RETAIN) {
-			held++;
-		} else if (batches) {
-			for (packets = 1; packets < BATCH && packets < left; packets++) {
-				len = receive(worker, MSG_DONTWAIT);
-				if (!len)
-					break;
-				nfq_handle_packet(worker->handle, worker->packet, len);
-			}
-			worker->calls++;
-			nfq_set_verdict_batch(worker->queue, worker->last, task == DROP ? NF_DROP : NF_ACCEPT);
-			more_judged(packets);
-		} else {
-			more_judged(1);
-		}
-	}
+	return len > 0;
 }
 
-static void *thread(void *worker)
+/* Receives what waits, up to a batch, and gives one verdict for all of it. */
+static void judge_batch(struct worker *worker, uint64_t most)
 {
+	uint64_t first = worker->seen;
+
+	if (!receive(worker, 0) || worker->seen == first)
+		return;
+	while (worker->seen - first < most && receive(worker, MSG_DONTWAIT))
+		;
+	worker->calls++;
+	if (nfq_set_verdict_batch(worker->queue, worker->last,
+				  task == DROP ? NF_DROP : NF_ACCEPT) < 0)
+		fail("nfq_set_verdict_batch");
+}
+
+static void work(struct worker *worker, uint64_t packets)
+{
+	uint64_t end = worker->seen + packets, left;
+
+	while (worker->seen < end) {
+		left = end - worker->seen;
+		if (best && (task == DROP || task == ACCEPT))
+			judge_batch(worker, left < BATCH ? left : BATCH);
+		else
+			receive(worker, 0);
+	}
+	for (size_t i = 0; i < worker->held_len; i++)
+		give_verdict(worker, worker->held[i], NF_ACCEPT, 0, NULL);
+	worker->held_len = 0;
+}
+
+static void *thread(void *context)
+{
+	struct worker *worker = context;
+	uint64_t share;
+
 	for (;;) {
-		pthread_mutex_lock(&sleepers);
-		while (judged >= wanted)
-			pthread_cond_wait(&more, &sleepers);
-		pthread_mutex_unlock(&sleepers);
-		work(worker);
+		pthread_mutex_lock(&lock);
+		while (!worker->share)
+			pthread_cond_wait(&ordered, &lock);
+		share = worker->share;
+		pthread_mutex_unlock(&lock);
+		work(worker, share);
+		pthread_mutex_lock(&lock);
+		clock_gettime(CLOCK_MONOTONIC, &worker->end);
+		worker->share = 0;
+		pthread_cond_signal(&finished);
+		pthread_mutex_unlock(&lock);
 	}
 	return NULL;
 }
@@ -245,12 +242,13 @@ static void *thread(void *worker)
 static struct worker *bind_queue(int number)
 {
 	struct worker *worker = calloc(1, sizeof *worker);
-	struct timeval limit = { .tv_usec = 50000 };
 	int on = 1;
 
 	if (!worker || !(worker->handle = nfq_open()))
 		fail("nfq_open");
 	worker->fd = nfq_fd(worker->handle);
+	if (best && !buffer)
+		buffer = 8 << 20;
 	if (buffer)
 		nfnl_rcvbufsiz(nfq_nfnlh(worker->handle), buffer);
 	worker->queue = nfq_create_queue(worker->handle, number, on_packet, worker);
@@ -264,23 +262,47 @@ static struct worker *bind_queue(int number)
 		fail("nfq_set_queue_flags");
 	if (best)
 		setsockopt(worker->fd, SOL_NETLINK, NETLINK_NO_ENOBUFS, &on, sizeof on);
-	setsockopt(worker->fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
 	return worker;
 }
 
-static void want(uint64_t packets)
+static int64_t between(struct timespec start, struct timespec end)
 {
-	pthread_mutex_lock(&sleepers);
-	wanted += packets;
-	ended = false;
-	pthread_cond_broadcast(&more);
-	pthread_mutex_unlock(&sleepers);
+	return (end.tv_sec - start.tv_sec) * 1000000000LL + end.tv_nsec - start.tv_nsec;
 }
 
+/* Each worker judges its share of the packets, which the harness spreads evenly. */
+static void order(uint64_t packets, int queues)
+{
+	pthread_mutex_lock(&lock);
+	for (int i = 0; i < queues; i++)
+		workers[i]->share = packets / queues + ((uint64_t)i < packets % queues);
+	pthread_cond_broadcast(&ordered);
+	pthread_mutex_unlock(&lock);
+}
+
+/* Returns how long the last one took. */
+static int64_t wait_for_all(struct timespec start, int queues)
+{
+	int64_t longest = 0, time;
+
+	pthread_mutex_lock(&lock);
+	for (int i = 0; i < queues; i++) {
+		while (workers[i]->share)
+			pthread_cond_wait(&finished, &lock);
+		time = between(start, workers[i]->end);
+		longest = time > longest ? time : longest;
+	}
+	pthread_mutex_unlock(&lock);
+	return longest;
+}
+
+/* Ends the process when the harness closes its pipe, whatever the other threads are at. */
 static void *until_stdin_closes(void *unused)
 {
+	struct pollfd in = { .fd = STDIN_FILENO };
+
 	(void)unused;
-	while (getchar() != EOF)
+	while (poll(&in, 1, -1) < 0 || !(in.revents & POLLHUP))
 		;
 	_exit(0);
 }
@@ -290,6 +312,7 @@ int main(int argc, char **argv)
 	static const char *const tasks[] = { "drop", "accept", "flip", "recompute", "retain" };
 	int first = 0, queues = 1, i, known = 1;
 	uint64_t calls = 0, calls_before = 0;
+	int64_t time;
 	struct timespec start;
 	char line[200];
 	pthread_t id;
@@ -308,34 +331,29 @@ int main(int argc, char **argv)
 				known = !strcmp(argv[i + 1], tasks[task]);
 	}
 	if (!known || queues < 1 || queues > MAX_QUEUES) {
-		puts(known ? "unsupported so many queues" : "unsupported the library cannot do this task");
+		puts(known ? "unsupported so many queues" :
+			     "unsupported the library cannot do this task");
 		return 0;
 	}
 	for (i = 0; i < queues; i++)
 		workers[i] = bind_queue(first + i);
-	for (i = 1; i < queues; i++)
+	for (i = 0; i < queues; i++)
 		pthread_create(&id, NULL, thread, workers[i]);
+	pthread_create(&id, NULL, until_stdin_closes, NULL);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	puts("ready");
 	while (fgets(line, sizeof line, stdin)) {
 		clock_gettime(CLOCK_MONOTONIC, &start);
 		if (!strncmp(line, "judge ", 6)) {
-			want(strtoull(line + 6, NULL, 10));
-			work(workers[0]);
-			while (!ended) /* another thread is between its last verdict and its clock */
-				;
-			if (queues > 1)
-				usleep(120000); /* those that wait in recv come back and are counted */
+			order(strtoull(line + 6, NULL, 10), queues);
+			time = wait_for_all(start, queues);
 			for (calls = 0, i = 0; i < queues; i++)
 				calls += workers[i]->calls;
-			printf("done %lld calls=%llu\n",
-			       (end.tv_sec - start.tv_sec) * 1000000000LL + end.tv_nsec - start.tv_nsec,
+			printf("done %lld calls=%llu\n", (long long)time,
 			       (unsigned long long)(calls - calls_before));
 			calls_before = calls;
 		} else if (!strncmp(line, "serve", 5)) {
-			pthread_create(&id, NULL, until_stdin_closes, NULL);
-			want(UINT64_MAX / 2);
-			work(workers[0]);
+			order(UINT64_MAX / 2, queues);
 		} else if (!strncmp(line, "rss", 3)) {
 			FILE *status = fopen("/proc/self/status", "r");
 			char entry[200];

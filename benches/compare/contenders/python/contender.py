@@ -2,7 +2,7 @@
 
 default: bind() with nothing but the queue's length. Its copy range of 65,535 is cut to 4,016 bytes
 by the library, whose buffer has 4,096; its receive buffer is 2.4 MB unless --buffer says otherwise.
-best: the same. It has no flags (no GSO), no batches, and the copy range cannot grow; what its
+best: the same with a receive buffer of 8 MiB. It has no flags (no GSO), no batches, and the copy range cannot grow; what its
 documentation advises for speed is several queues. The callbacks here are as short as its
 interface allows: the verdict and what the harness needs to know.
 
@@ -12,6 +12,7 @@ run Python code at a time.
 
 import itertools
 import os
+import select
 import struct
 import sys
 import threading
@@ -23,6 +24,7 @@ except ImportError as error:
     sys.exit(f"NetfilterQueue cannot be loaded: {error}")
 
 QUEUE_LEN = 131072
+RECEIVE_BUFFER = 8 << 20
 # A packet of this length was cut off, or could have been: sent back, the rest would be gone.
 CUT_OFF = 4016
 
@@ -167,14 +169,12 @@ def judge_in_threads(options):
     return run
 
 
-def serve(run):
-    def until_stdin_closes():
-        while sys.stdin.readline():
-            pass
-        os._exit(0)
-
-    threading.Thread(target=until_stdin_closes, daemon=True).start()
-    run(1 << 62)
+def until_stdin_closes():
+    """Ends the process then, whatever the other threads are at. Reads nothing: that is for `main`."""
+    closed = select.poll()
+    closed.register(sys.stdin, 0)  # what is always told of: that the other end has hung up
+    closed.poll()
+    os._exit(0)
 
 
 def main():
@@ -184,6 +184,9 @@ def main():
         options[name] = int(value) if isinstance(options[name], int) else value
     if options["task"] not in (*TASKS, "retain"):
         unsupported("the library cannot do this task")
+    if options["settings"] == "best":
+        options["buffer"] = options["buffer"] or RECEIVE_BUFFER
+    threading.Thread(target=until_stdin_closes, daemon=True).start()
     run = judge_in_threads(options) if options["queues"] > 1 else judge_alone(options)
     say("ready")
     while line := sys.stdin.readline():
@@ -192,7 +195,7 @@ def main():
         if command == "judge":
             say(f"done {run(int(number)) - start}")
         elif command == "serve":
-            serve(run)
+            run(1 << 62)
         elif command == "rss":
             with open("/proc/self/status") as status:
                 say(next(f"rss {entry.split()[1]}" for entry in status if entry.startswith("VmRSS:")))

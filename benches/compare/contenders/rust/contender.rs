@@ -2,15 +2,18 @@
 //! stdout, a thread per queue, and the edits. A file that the small packages share by `#[path]`,
 //! not a crate, so that each of them can be built without the rest.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, BufRead, ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::process::exit;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::spawn;
+use std::time::Instant;
 
 use nix::sys::socket::{setsockopt, sockopt};
-use nix::sys::time::{TimeVal, TimeValLike};
+
+/// What the library that is measured has by default; `best` has it where there is a way to set it.
+#[allow(dead_code)] // nfq 0.2.5 has none
+pub const RECEIVE_BUFFER: usize = 8 << 20;
 
 /// As many packets as the kernel can be asked to hold; it stops at 65,536 by itself.
 pub const QUEUE_LEN: u32 = 131_072;
@@ -34,30 +37,29 @@ pub trait Contender: Send {
     /// A packet that has no verdict yet, in whatever form the library hands it out.
     type Packet;
 
-    /// Waits for the next packet. `None`: none came within the time that [`prepare`] sets.
+    /// Waits for the next packet. `None`: something else came.
     fn receive(&mut self) -> io::Result<Option<Self::Packet>>;
 
     /// Does the task's edit, if it has one, and sends the verdict.
     fn judge(&mut self, packet: Self::Packet, task: Task) -> io::Result<()>;
 
-    /// Makes a packet outlive the next call of `receive`, where the library does not do that.
-    fn hold(&mut self, packet: Self::Packet) -> Self::Packet {
-        packet
-    }
-
     /// System calls made so far.
     fn calls(&self) -> u64;
 }
 
-/// Sets what none of these libraries has a knob for. The time limit lets a thread whose queue has
-/// run empty see that another thread judged the last packet; it costs nothing while packets come.
+/// The receive buffer that the harness wants, if it wants one.
 pub fn prepare(socket: &impl AsFd, settings: &Settings) -> io::Result<()> {
-    if let Some(bytes) = settings.buffer {
-        // Beyond net.core.rmem_max only with privileges in the initial user namespace.
-        setsockopt(socket, sockopt::RcvBufForce, &bytes)
-            .or_else(|_| setsockopt(socket, sockopt::RcvBuf, &bytes))?;
+    match settings.buffer {
+        Some(bytes) => set_receive_buffer(socket, bytes),
+        None => Ok(()),
     }
-    Ok(setsockopt(socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(50))?)
+}
+
+/// Beyond net.core.rmem_max only with privileges in the initial user namespace.
+pub fn set_receive_buffer(socket: &impl AsFd, bytes: usize) -> io::Result<()> {
+    setsockopt(socket, sockopt::RcvBufForce, &bytes)
+        .or_else(|_| setsockopt(socket, sockopt::RcvBuf, &bytes))?;
+    Ok(())
 }
 
 /// The result of a receive call, with its harmless failures sorted out.
@@ -67,98 +69,45 @@ pub fn received<P>(result: io::Result<P>) -> io::Result<Option<P>> {
         Err(error) => match error.kind() {
             // NotFound: the answer to an earlier verdict on a packet that the kernel has dropped
             // by itself, because a rule set was changed for example.
-            ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::NotFound => Ok(None),
+            ErrorKind::Interrupted | ErrorKind::NotFound => Ok(None),
             _ => Err(error),
         },
     }
 }
 
-/// What the threads share. The counts only grow, so that no thread can mistake one `judge` for
-/// another. Two threads may both take what only one of them should if packets go on coming: the
-/// one too many is counted for the next `judge`.
-#[derive(Default)]
-struct Progress {
-    wanted: AtomicU64,
-    held: AtomicU64,
-    judged: AtomicU64,
-    end: Mutex<Option<Instant>>,
-    sleepers: Mutex<()>,
-    more: Condvar,
-}
-
-impl Progress {
-    fn want(&self, packets: u64) {
-        let _sleepers = self.sleepers.lock().unwrap();
-        let wanted = self.wanted.load(Relaxed);
-        self.wanted.store(wanted.saturating_add(packets), Relaxed);
-        self.more.notify_all();
-    }
-
-    fn idle(&self) -> bool {
-        self.judged.load(Relaxed) >= self.wanted.load(Relaxed)
-    }
-
-    fn sleep(&self) {
-        let mut guard = self.sleepers.lock().unwrap();
-        while self.idle() {
-            guard = self.more.wait(guard).unwrap();
-        }
-    }
-
-    fn one_more_judged(&self) {
-        if self.judged.fetch_add(1, Relaxed) + 1 == self.wanted.load(Relaxed) {
-            *self.end.lock().unwrap() = Some(Instant::now());
-        }
-    }
-}
-
+/// One queue and the thread that judges its packets.
 struct Worker<C: Contender> {
     contender: C,
     task: Task,
-    /// Received when enough were judged already: for the next `judge`.
-    early: Option<C::Packet>,
-    held: Vec<C::Packet>,
 }
 
 impl<C: Contender> Worker<C> {
-    /// Judges until all threads together have judged as many as are wanted.
-    fn work(&mut self, progress: &Progress, calls: &AtomicU64) -> io::Result<()> {
-        while !progress.idle() {
-            if self.task == Task::Retain
-                && progress.held.load(Relaxed) >= progress.wanted.load(Relaxed)
-            {
-                for packet in std::mem::take(&mut self.held) {
-                    self.contender.judge(packet, Task::Accept)?;
-                    progress.one_more_judged();
-                }
-                if progress.idle() {
-                    break;
-                }
-                // The other threads are still at it, with theirs.
-                std::thread::yield_now();
-                continue;
-            }
-            let packet = match self.early.take() {
-                Some(packet) => packet,
-                None => match self.contender.receive()? {
-                    Some(packet) => packet,
-                    None => continue,
-                },
-            };
-            if progress.idle() {
-                self.early = Some(self.contender.hold(packet));
-            } else if self.task == Task::Retain {
-                let packet = self.contender.hold(packet);
-                self.held.push(packet);
-                progress.held.fetch_add(1, Relaxed);
+    /// Judges so many packets, or packets for ever.
+    fn work(&mut self, count: Option<u64>) -> io::Result<()> {
+        let (mut left, mut held) = (count.unwrap_or(u64::MAX), Vec::new());
+        while left > 0 {
+            let Some(packet) = self.contender.receive()? else { continue };
+            left -= 1;
+            if self.task == Task::Retain {
+                held.push(packet);
             } else {
                 self.contender.judge(packet, self.task)?;
-                progress.one_more_judged();
             }
         }
-        calls.store(self.contender.calls(), Relaxed);
-        Ok(())
+        held.into_iter().try_for_each(|packet| self.contender.judge(packet, Task::Accept))
     }
+}
+
+/// The lines of stdin. When it is closed the process ends, even while packets are judged.
+fn orders() -> Receiver<String> {
+    let (order, orders) = channel();
+    spawn(move || {
+        for line in io::stdin().lock().lines() {
+            let _ = order.send(line.unwrap_or_else(|error| fail(error)));
+        }
+        exit(0)
+    });
+    orders
 }
 
 fn fail(error: impl std::fmt::Display) -> ! {
@@ -183,10 +132,7 @@ fn rss() -> u64 {
 }
 
 /// The whole program, but for how a queue is bound.
-pub fn run<C: Contender>(bind: impl Fn(u16, &Settings) -> io::Result<C>) -> !
-where
-    C::Packet: Send,
-{
+pub fn run<C: Contender + 'static>(bind: impl Fn(u16, &Settings) -> io::Result<C>) -> ! {
     let (mut first, mut queues, mut task) = (0u16, 1u16, Task::Accept);
     let mut settings = Settings { best: false, buffer: None };
     let mut args = std::env::args().skip(1);
@@ -213,63 +159,50 @@ where
         }
     }
     // All are bound here, one after the other: the first failure is the one to tell of.
-    let mut workers: Vec<_> = (first..first + queues)
-        .map(|queue| {
-            let contender = bind(queue, &settings).unwrap_or_else(|error| fail(error));
-            Worker { contender, task, early: None, held: Vec::new() }
-        })
-        .collect();
-
-    let progress = Progress::default();
-    let calls: Vec<AtomicU64> = workers.iter().map(|_| AtomicU64::new(0)).collect();
-    let mut mine = workers.remove(0);
-    std::thread::scope(|scope| {
-        for (worker, calls) in workers.iter_mut().zip(&calls[1..]) {
-            let progress = &progress;
-            scope.spawn(move || {
-                loop {
-                    progress.sleep();
-                    worker.work(progress, calls).unwrap_or_else(|error| fail(error));
-                }
-            });
-        }
-        say("ready");
-        // The calls that bound the queues belong to nobody's packets.
-        let mut calls_before = mine.contender.calls();
-        let mut line = String::new();
-        // Not `lines`, which would keep stdin locked while `serve` waits for its end.
-        while io::stdin().read_line(&mut line).unwrap_or_else(|error| fail(error)) > 0 {
-            let start = Instant::now();
-            match line.trim().split_once(' ').unwrap_or((line.trim(), "")) {
-                ("judge", packets) => {
-                    *progress.end.lock().unwrap() = None;
-                    progress.want(packets.parse().unwrap_or_else(|_| fail("judge how many?")));
-                    mine.work(&progress, &calls[0]).unwrap_or_else(|error| fail(error));
-                    if calls.len() > 1 {
-                        // Those that wait in a receive call count theirs when they come back.
-                        std::thread::sleep(Duration::from_millis(120));
-                    }
-                    let end = progress.end.lock().unwrap().unwrap_or(start);
-                    let calls_now: u64 = calls.iter().map(|calls| calls.load(Relaxed)).sum();
-                    let nanoseconds = end.duration_since(start).as_nanos();
-                    say(&format!("done {nanoseconds} calls={}", calls_now - calls_before));
-                    calls_before = calls_now;
-                }
-                ("serve", _) => {
-                    std::thread::spawn(|| {
-                        let _ = io::copy(&mut io::stdin(), &mut io::sink());
-                        exit(0);
-                    });
-                    progress.want(u64::MAX);
-                    mine.work(&progress, &calls[0]).unwrap_or_else(|error| fail(error));
-                }
-                ("rss", _) => say(&format!("rss {}", rss())),
-                _ => fail(format!("unknown line {line:?}")),
+    let bind = |queue| bind(queue, &settings).unwrap_or_else(|error| fail(error));
+    let contenders: Vec<_> = (first..first + queues).map(bind).collect();
+    let (report, reports) = channel();
+    let mut workers = Vec::new();
+    for contender in contenders {
+        let (order, received) = channel::<Option<u64>>();
+        let report = report.clone();
+        workers.push(order);
+        spawn(move || {
+            // The calls that bound the queue belong to nobody's packets.
+            let mut calls = contender.calls();
+            let mut worker = Worker { contender, task };
+            for count in received {
+                worker.work(count).unwrap_or_else(|error| fail(error));
+                let before = std::mem::replace(&mut calls, worker.contender.calls());
+                let _ = report.send((Instant::now(), calls - before));
             }
-            line.clear();
+        });
+    }
+    let order = |worker: &Sender<_>, count| {
+        worker.send(count).unwrap_or_else(|error| fail(error));
+    };
+    say("ready");
+    for line in orders() {
+        let start = Instant::now();
+        match line.split_once(' ').unwrap_or((&line, "")) {
+            ("judge", packets) => {
+                let packets: u64 = packets.parse().unwrap_or_else(|_| fail("judge how many?"));
+                let shares = workers.len() as u64;
+                // Spread evenly by the harness; a counter in common would cost each a cache line.
+                for (at, worker) in (0..).zip(&workers) {
+                    order(worker, Some(packets / shares + u64::from(at < packets % shares)));
+                }
+                let reports: Vec<_> = reports.iter().take(workers.len()).collect();
+                let end = reports.iter().map(|report| report.0).max().unwrap_or(start);
+                let calls: u64 = reports.iter().map(|report| report.1).sum();
+                say(&format!("done {} calls={calls}", end.duration_since(start).as_nanos()));
+            }
+            ("serve", _) => workers.iter().for_each(|worker| order(worker, None)),
+            ("rss", _) => say(&format!("rss {}", rss())),
+            _ => fail(format!("unknown line {line:?}")),
         }
-        exit(0)
-    })
+    }
+    exit(0)
 }
 
 /// Turns the packet's last byte round. Its checksum is not looked at: the task is about packets
