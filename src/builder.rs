@@ -164,7 +164,9 @@ impl QueueBuilder {
         self
     }
 
-    /// How many packets [`Queue::run`] receives before it sends their verdicts. Default: 64.
+    /// How many packets [`Queue::run`] receives before it sends their verdicts. Default: 64, at
+    /// which the time per packet levels off. A program that edits super-packets of 60 KB is about a
+    /// fifth faster with 2, which the processor's caches hold.
     pub const fn batch_len(mut self, packets: usize) -> Self {
         self.batch_len = packets;
         self

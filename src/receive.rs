@@ -48,9 +48,9 @@ impl Patience {
 
 impl Queue {
     /// Receives packets into `batch`, as many as wait and fit, and returns how many. Blocks for the
-    /// first one only: usually one `poll`, then one `recvmmsg` per 64 packets (after a wait, one for
-    /// the first four). While nobody has a stop handle, a retained packet or another batch of this
-    /// queue, it waits without the `poll`. What the batch held before is committed first.
+    /// first one only: usually one `poll`, then one `recvmmsg` per 64 packets; after a wait, one
+    /// for the first four. While nobody has a stop handle, a retained packet or another batch of
+    /// this queue, it waits without the `poll`. What the batch held before is committed first.
     ///
     /// The kernel's refusals of verdicts come along with packets and take up slots of the batch, so
     /// that fewer packets may be received than wait. Packets that cannot be read (see

@@ -55,8 +55,8 @@ impl Slots {
         self.slots.len()
     }
 
-    /// Calls `receive` with up to `count` buffers, from the one at `first` on, and as many places to
-    /// note what was received into them.
+    /// Calls `receive` with up to `count` buffers, from the one at `first` on, and as many places
+    /// to note what was received into them.
     pub(crate) fn receive_by<'a, T>(
         &'a mut self,
         first: usize,

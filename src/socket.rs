@@ -231,9 +231,9 @@ impl Socket {
         self.port
     }
 
-    /// Receives up to [`RECEIVE_MAX`] waiting datagrams, one per buffer: one `recvmmsg`. Returns how
-    /// many. Where nothing waits, fails with `EAGAIN`; if it `may_block`, it waits for the first,
-    /// unless the socket is in non-blocking mode.
+    /// Receives up to [`RECEIVE_MAX`] waiting datagrams, one per buffer: one `recvmmsg`. Returns
+    /// how many. Where nothing waits, fails with `EAGAIN`; if it `may_block`, it waits for the
+    /// first, unless the socket is in non-blocking mode.
     pub(crate) fn receive<'a>(
         &self,
         buffers: impl Iterator<Item = &'a mut [u8]>,

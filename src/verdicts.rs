@@ -270,8 +270,8 @@ pub(crate) struct Datagram {
 }
 
 impl Datagram {
-    /// Writes as many of `runs` as fit in `limit` bytes, at least one. If there are longer ones than
-    /// one packet, the runs of a queue must come together and in the order of their ids.
+    /// Writes as many of `runs` as fit in `limit` bytes, at least one. If there are longer ones
+    /// than one packet, the runs of a queue must come together and in the order of their ids.
     ///
     /// The messages work in order: an exact verdict takes its packet off the queue before a later
     /// cumulative one passes over its id.

@@ -95,8 +95,8 @@ impl PacketIndex {
         Ok(index)
     }
 
-    /// As [`PacketIndex::parse`], in place: a third faster for an index that is used again and
-    /// again. After an error, what is in it means nothing.
+    /// As [`PacketIndex::parse`], in place, for an index that is used again and again. After an
+    /// error, what is in it means nothing.
     ///
     /// # Errors
     ///
@@ -153,8 +153,9 @@ impl PacketIndex {
     /// Finds which of the attributes at the end of a message there are, and notes what stands in
     /// those that every packet has.
     ///
-    /// Does what a loop over [`Attributes`] would do for a quarter of the instructions, which is
-    /// worth it once per packet: items that may be errors go through memory.
+    /// Does what a loop over [`Attributes`] did for a third of the instructions (328 for a small
+    /// packet then, 120 now), which is worth it once per packet: items that may be errors go
+    /// through memory.
     #[inline(always)]
     fn walk(&mut self, message_len: usize, attributes: &[u8]) -> Result<u32, ParseError> {
         let mut present = 0;
