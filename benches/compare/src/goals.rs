@@ -84,17 +84,19 @@ fn best_peer<'a>(workload: &'a Measured, start: &str, settings: &str) -> Option<
     Some(best?.1)
 }
 
-pub fn table(goals: &[Goal]) -> String {
+/// Those that were measured. A quick run is too short to say whether they are met.
+pub fn table(goals: &[Goal], quick: bool) -> String {
     let mut text = format!("\n{:44} {:>10} {:>10}\n", "goal", "bound", "measured");
-    for goal in goals {
+    for goal in goals.iter().filter(|goal| goal.measured.is_some()) {
         let sign = if goal.is_upper { '≤' } else { '≥' };
         let digits = if goal.bound < 0.1 { 4 } else { 2 };
         let bound = format!("{sign} {:.digits$}", goal.bound);
         let measured = goal.measured.map_or("–".to_owned(), |value| format!("{value:.digits$}"));
         let verdict = match goal.is_met() {
+            _ if quick => "",
             Some(true) => "met",
             Some(false) => "not met",
-            None => "not measured",
+            None => "",
         };
         let _ = writeln!(text, "{:44} {bound:>10} {measured:>10}  {verdict}", goal.what);
     }

@@ -112,7 +112,7 @@ fn measure(options: &Options) -> Result<bool> {
         let names: Vec<_> = workloads::all().iter().map(|workload| workload.id()).collect();
         bail!("no such workload; there are {}", names.join(", "));
     }
-    print!("{}{}", table::missing(&run), goals::table(&goals::all(&run)));
+    print!("{}{}", table::missing(&run), goals::table(&goals::all(&run), run.quick));
     let mut is_whole = true;
     for (workload, row, why) in run.broken() {
         eprintln!("broken: {}, {} {}: {why}", workload.id, row.contender, row.settings);

@@ -4,17 +4,17 @@ use std::fmt::Write as _;
 
 use crate::results::{Measured, Row, Run};
 
-const WIDTH: f64 = 760.0;
+const WIDTH: f64 = 800.0;
 const MARGIN: f64 = 16.0;
 /// Where the bars begin, behind the names.
 const LEFT: f64 = 230.0;
 /// Behind the bars, for the percentage and the figure.
-const RIGHT: f64 = 150.0;
+const RIGHT: f64 = 170.0;
 const LINE: f64 = 18.0;
 const BAR: f64 = 11.0;
 const TITLE: f64 = 30.0;
 
-/// Colors that show on light and dark backgrounds; the text follows the reader's preference.
+/// On a ground of its own: a page need not follow the reader's preference for dark or light.
 const STYLE: &str = "
 text { font: 12px system-ui, sans-serif; fill: #24292f }
 .title { font-weight: 600 }
@@ -22,14 +22,18 @@ text { font: 12px system-ui, sans-serif; fill: #24292f }
 .ours { fill: #2f81f7 }
 .limit { fill: #8b949e }
 .peer { fill: #d29922 }
+.none { fill: #d0d7de }
+.ground { fill: #ffffff }
 line { stroke: #8b949e; stroke-dasharray: 3 3 }
-@media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .quiet { fill: #9da7b3 } }
 ";
 
+/// The main workloads; the others are in the table.
+const SHOWN: [&str; 5] =
+    ["drain-100-drop", "drain-100-accept", "drain-1400-flip", "tcp", "latency"];
+
 pub fn svg(run: &Run) -> String {
-    // Memory is no speed, and several queues are compared with one.
-    let is_speed = |workload: &&Measured| workload.id != "memory" && workload.id != "queues";
-    let workloads: Vec<_> = run.workloads.iter().filter(is_speed).map(bars).collect();
+    let is_shown = |workload: &&Measured| SHOWN.contains(&workload.id.as_str());
+    let workloads: Vec<_> = run.workloads.iter().filter(is_shown).map(bars).collect();
     let longest = workloads.iter().flat_map(|(_, bars)| bars).map(|bar| bar.percent);
     let longest = longest.fold(100.0, f64::max);
     let scale = (WIDTH - LEFT - RIGHT) / longest;
@@ -37,10 +41,14 @@ pub fn svg(run: &Run) -> String {
     let (mut body, mut y) = (String::new(), MARGIN + LINE);
     let machine = &run.machine;
     let heading = format!(
-        "Percent of what the kernel's interface allows; {}, {} CPUs, {}, {}",
+        "How fast, the raw limit of the same round being 100 %; {}, {} CPUs, {}, {}",
         machine.cpu, machine.cpus, machine.kernel, machine.date
     );
     text(&mut body, MARGIN, y, "quiet", &heading);
+    y += LINE;
+    let legend = "Bars: medians of the ratios; in brackets: medians of the figures themselves. \
+                  Blue: this crate. Grey: the limit, no queue. Yellow: others.";
+    text(&mut body, MARGIN, y, "quiet", legend);
     for (workload, bars) in workloads.iter().filter(|(_, bars)| !bars.is_empty()) {
         y += TITLE;
         text(&mut body, MARGIN, y, "title", &workload.title);
@@ -66,7 +74,8 @@ pub fn svg(run: &Run) -> String {
     let height = y + MARGIN;
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
-         width=\"{WIDTH}\" height=\"{height}\">\n<style>{STYLE}</style>\n{body}</svg>\n"
+         width=\"{WIDTH}\" height=\"{height}\">\n<style>{STYLE}</style>\n\
+         <rect class=\"ground\" width=\"{WIDTH}\" height=\"{height}\"/>\n{body}</svg>\n"
     )
 }
 
@@ -88,7 +97,8 @@ fn bars(workload: &Measured) -> (&Measured, Vec<Bar>) {
         let percent = 100.0 * if workload.unit.is_less_better() { 1.0 / ratio } else { ratio };
         let class = match row.contender.as_str() {
             name if name.starts_with("ours") => "ours",
-            name if name.starts_with("limit") || name.starts_with("no queue") => "limit",
+            name if name.starts_with("limit") => "limit",
+            name if name.starts_with("no queue") => "none",
             _ => "peer",
         };
         let name = format!("{}{}", row.contender, settings(row));

@@ -38,7 +38,7 @@ fn text(run: &Run) -> String {
         text += &table::workload(workload);
     }
     text += &table::missing(run);
-    text += &goals::table(&goals::all(run));
+    text += &goals::table(&goals::all(run), run.quick);
     text += "```\n\nContenders:\n\n";
     for (name, version) in &run.versions {
         let _ = writeln!(text, "- {name}: {version}");
