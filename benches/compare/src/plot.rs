@@ -46,8 +46,8 @@ pub fn svg(run: &Run) -> String {
     );
     text(&mut body, MARGIN, y, "quiet", &heading);
     y += LINE;
-    let legend = "Bars: medians of the ratios; in brackets: medians of the figures themselves. \
-                  Blue: this crate. Grey: the limit, no queue. Yellow: others.";
+    let legend = "Bars: medians of the ratios; in brackets: medians of the figures. \
+                  Blue: this crate; grey: the limit; yellow: others.";
     text(&mut body, MARGIN, y, "quiet", legend);
     for (workload, bars) in workloads.iter().filter(|(_, bars)| !bars.is_empty()) {
         y += TITLE;
