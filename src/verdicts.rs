@@ -314,24 +314,31 @@ impl Datagram {
     #[inline(always)]
     fn push(&mut self, run: &Run<'_>) -> Result<(), EncodeError> {
         let Run { first, last_id, packets } = *run;
-        let Answer { queue, id, verdict, changes, .. } = first;
+        let Answer { queue, id, verdict, changes, slot } = first;
         if packets > 1 {
             let (mark, priority) = (first.mark(), first.priority());
             VerdictBatchMessage { queue, last_id, verdict, mark, priority }.push(&mut self.heads);
             self.cumulative += 1;
             return Ok(());
         }
+        let message = VerdictMessage::new(queue, id, verdict);
         match changes {
-            None => VerdictMessage::new(queue, id, verdict).push_head(&mut self.heads, None)?,
-            Some(changes) => self.push_changed(first, changes)?,
+            None => message.push_head(&mut self.heads, None)?,
+            Some(changes) => self.push_changed(message, changes, slot)?,
         }
         self.exact += 1;
         Ok(())
     }
 
-    /// Appends a message with what was done to its packet.
-    fn push_changed(&mut self, answer: Answer<'_>, changes: &Changes) -> Result<(), EncodeError> {
-        let Answer { queue, id, verdict, slot, .. } = answer;
+    /// Appends a message with what was done to its packet. Takes over a message that is made only
+    /// here, so that the answers of unchanged packets need not be in memory.
+    fn push_changed(
+        &mut self,
+        message: VerdictMessage<'_>,
+        changes: &Changes,
+        slot: usize,
+    ) -> Result<(), EncodeError> {
+        let VerdictMessage { queue, id, verdict, .. } = message;
         let Changes { mark, priority, .. } = *changes;
         let message = VerdictMessage { mark, priority, ..VerdictMessage::new(queue, id, verdict) };
         let payload_len = changes.payload_len(verdict);
