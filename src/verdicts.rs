@@ -321,24 +321,24 @@ impl Datagram {
             self.cumulative += 1;
             return Ok(());
         }
-        let message = VerdictMessage::new(queue, id, verdict);
         match changes {
-            None => message.push_head(&mut self.heads, None)?,
-            Some(changes) => self.push_changed(message, changes, slot)?,
+            None => VerdictMessage::new(queue, id, verdict).push_head(&mut self.heads, None)?,
+            Some(changes) => self.push_changed(queue, id, verdict, changes, slot)?,
         }
         self.exact += 1;
         Ok(())
     }
 
-    /// Appends a message with what was done to its packet. Takes over a message that is made only
-    /// here, so that the answers of unchanged packets need not be in memory.
+    /// Appends a message with what was done to its packet. Takes the parts of an answer: those of
+    /// unchanged packets, which are most, then need not be in memory.
     fn push_changed(
         &mut self,
-        message: VerdictMessage<'_>,
+        queue: u16,
+        id: u32,
+        verdict: Verdict,
         changes: &Changes,
         slot: usize,
     ) -> Result<(), EncodeError> {
-        let VerdictMessage { queue, id, verdict, .. } = message;
         let Changes { mark, priority, .. } = *changes;
         let message = VerdictMessage { mark, priority, ..VerdictMessage::new(queue, id, verdict) };
         let payload_len = changes.payload_len(verdict);
