@@ -14,6 +14,7 @@ use crate::interfaces::Interfaces;
 use crate::socket::Socket;
 use crate::stats::{Counters, KernelStats, KernelTable, Stats};
 use crate::stop::WakeUp;
+use crate::sync::Shared;
 use crate::verdicts::{
     Answer, Datagram, HEAD_AND_EXTRAS_MAX, Orphan, Outstanding, PAYLOADS_MAX, Run,
 };
@@ -26,7 +27,7 @@ use crate::verdicts::{
 #[derive(Debug)]
 pub(crate) struct Binding {
     socket: Socket,
-    wake: Arc<WakeUp>,
+    wake: Shared<WakeUp>,
     terms: Terms,
     outstanding: Outstanding,
     closed: AtomicBool,
@@ -54,7 +55,7 @@ impl Binding {
         interfaces: Interfaces,
         queues: &[u16],
         terms: Terms,
-        wake: Arc<WakeUp>,
+        wake: Shared<WakeUp>,
     ) -> Self {
         Self {
             socket,
@@ -74,7 +75,7 @@ impl Binding {
         &self.socket
     }
 
-    pub(crate) const fn wake(&self) -> &Arc<WakeUp> {
+    pub(crate) const fn wake(&self) -> &Shared<WakeUp> {
         &self.wake
     }
 

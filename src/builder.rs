@@ -3,7 +3,6 @@
 use std::io;
 use std::ops::{Range, RangeInclusive};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 use netfilterqueue_protocol::config::{Command, ConfigFlags, ConfigMessage, CopyMode, FlagChange};
 use netfilterqueue_protocol::verdict::Verdict;
@@ -18,6 +17,7 @@ use crate::queue::{Parts, Queue, Settings};
 use crate::socket::{RECEIVE_BUFFER, Socket};
 use crate::stats::KernelTable;
 use crate::stop::WakeUp;
+use crate::sync::Shared;
 
 /// Whether a socket belongs to the calling thread's network namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -250,7 +250,7 @@ impl QueueBuilder {
             Origin::Here => Interfaces::here(),
             Origin::Elsewhere => Interfaces::unknown(),
         };
-        let wake = Arc::new(WakeUp::new()?);
+        let wake = Shared::new(WakeUp::new()?);
         let binding = Binding::new(socket, interfaces, numbers, self.terms, wake);
         let mut intake = Intake::new(binding.outstanding().queues());
         let mut control = Control::new();
@@ -295,7 +295,7 @@ impl QueueBuilder {
 
     /// As [`Queue::supported_flags`].
     pub(crate) fn supported_flags(self) -> Result<ConfigFlags, Error> {
-        let wake = Arc::new(WakeUp::new()?);
+        let wake = Shared::new(WakeUp::new()?);
         let binding = Binding::new(Socket::open()?, Interfaces::unknown(), &[], self.terms, wake);
         let mut intake = Intake::new(binding.outstanding().queues());
         Control::new().supported_flags(&binding, &mut intake)

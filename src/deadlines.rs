@@ -5,9 +5,10 @@
 
 use std::cmp::Ordering as Order;
 use std::collections::BinaryHeap;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::Instant;
+
+use crate::sync::{AtomicBool, AtomicU8, Mutex, MutexGuard, Ordering, Shared};
 
 /// The right to judge one packet.
 #[derive(Debug, Default)]
@@ -38,7 +39,7 @@ struct Entry {
     at: Instant,
     queue: u16,
     id: u32,
-    claim: Arc<Claim>,
+    claim: Shared<Claim>,
 }
 
 /// The earliest is the greatest, so that it lies on top of the heap.
@@ -82,15 +83,15 @@ const TIDY_AT_LEAST: usize = 64;
 
 impl Deadlines {
     /// Sets a packet's deadline. Returns its claim, and whether no other deadline is earlier.
-    pub(crate) fn set(&self, at: Instant, queue: u16, id: u32) -> (Arc<Claim>, bool) {
-        let claim = Arc::new(Claim::default());
+    pub(crate) fn set(&self, at: Instant, queue: u16, id: u32) -> (Shared<Claim>, bool) {
+        let claim = Shared::new(Claim::default());
         let mut pending = self.pending();
         let is_next = pending.heap.peek().is_none_or(|next| at < next.at);
         if pending.heap.len() >= pending.tidy_at {
             pending.heap.retain(|entry| entry.claim.is_open());
             pending.tidy_at = TIDY_AT_LEAST.max(2 * pending.heap.len());
         }
-        pending.heap.push(Entry { at, queue, id, claim: Arc::clone(&claim) });
+        pending.heap.push(Entry { at, queue, id, claim: Shared::clone(&claim) });
         self.is_used.store(true, Ordering::SeqCst);
         (claim, is_next)
     }

@@ -19,6 +19,8 @@ mod flow;
 mod hook;
 mod intake;
 mod interfaces;
+#[cfg(all(test, loom))]
+mod interleavings;
 mod ip;
 mod namespace;
 mod packet;
@@ -34,6 +36,7 @@ mod slots;
 mod socket;
 mod stats;
 mod stop;
+mod sync;
 mod verdicts;
 
 pub use netfilterqueue_protocol as protocol;

@@ -110,7 +110,7 @@ impl Queue {
     /// A handle that makes a blocked [`Queue::recv`] or [`Queue::run`] return, from any thread.
     #[must_use]
     pub fn stop_handle(&self) -> StopHandle {
-        StopHandle::new(Arc::clone(self.binding.wake()))
+        StopHandle::new(self.binding.wake().clone())
     }
 
     /// Counters since the queue was bound.

@@ -1,8 +1,8 @@
 //! Receiving on a queue: waiting for packets, and seeing to verdicts that nobody else gives.
 
 use std::mem;
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -12,6 +12,7 @@ use crate::error::{Error, Operation};
 use crate::intake::Consecutive;
 use crate::queue::Queue;
 use crate::socket::{RECEIVE_FEW, RECEIVE_MAX, Wake};
+use crate::stop::WakeUp;
 use crate::verdicts::Answer;
 
 /// After this long, verdicts that could not be sent and that nobody else can send are tried again.
@@ -145,13 +146,10 @@ impl Queue {
     /// Nobody can come into being while the queue receives, which has it to itself. Whoever was
     /// there before may have left something to do, which is visible after this.
     fn is_alone(&self) -> bool {
-        let is_alone = self.can_block
+        // The last of these makes visible what those did who are gone, of both kinds.
+        self.can_block
             && Arc::strong_count(&self.binding) == 1
-            && Arc::strong_count(self.binding.wake()) == 1;
-        // The counts are read relaxed; together with this, they come after what those did who are
-        // gone.
-        fence(Ordering::Acquire);
-        is_alone
+            && !WakeUp::has_handles(self.binding.wake())
     }
 
     /// Gives packets their verdicts that nobody else will.
@@ -252,7 +250,7 @@ impl Queue {
         let timeout = until.map(|until| {
             until.saturating_duration_since(Instant::now()) + Duration::from_micros(999)
         });
-        let wake = self.binding.socket().wait(Some(self.binding.wake().event()), timeout);
+        let wake = self.binding.socket().wait(Some(self.binding.wake().event().as_fd()), timeout);
         match wake.map_err(Error::system(Operation::Receive, "poll"))? {
             Wake::Readable => self.drained = false,
             // The loop looks what for.

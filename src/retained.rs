@@ -20,6 +20,7 @@ use crate::error::{EditError, Error};
 use crate::flow::FlowBypass;
 use crate::hook::{Family, Hook};
 use crate::slot::Slot;
+use crate::sync::Shared;
 use crate::verdicts::{Answer, Datagram, Run};
 
 /// A packet that was taken out of its batch. Owned, `Send` and `Sync`; its verdict is sent at once.
@@ -45,7 +46,7 @@ pub struct RetainedPacket {
 #[derive(Debug)]
 struct Deadline {
     at: Instant,
-    claim: Arc<Claim>,
+    claim: Shared<Claim>,
 }
 
 impl RetainedPacket {

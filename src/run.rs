@@ -1,7 +1,6 @@
 //! Queues that call a program's function for each packet.
 
 use std::panic::resume_unwind;
-use std::sync::Arc;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use crate::packet::{Decided, Packet};
 use crate::queue::Queue;
 use crate::receive::Patience;
 use crate::stop::WakeUp;
+use crate::sync::Shared;
 
 /// How long [`Queue::drain`] tries to send verdicts for which the kernel has no memory.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(2);
@@ -102,7 +102,8 @@ impl Queue {
     where
         F: for<'p> Fn(Packet<'p>) -> Decided<'p> + Sync,
     {
-        let wakes: Vec<_> = queues.iter().map(|queue| Arc::clone(queue.binding.wake())).collect();
+        let wakes: Vec<_> =
+            queues.iter().map(|queue| Shared::clone(queue.binding.wake())).collect();
         let (judge, wakes) = (&judge, wakes.as_slice());
         wakes.iter().for_each(|wake| wake.begin());
         let mut over = Over { wakes, is_well: false };
@@ -185,7 +186,7 @@ impl Queue {
 
 /// Ends the runs of queues that are run together. Apart from a stop, so that it is not taken for
 /// the program's.
-struct EndAll<'a>(&'a [Arc<WakeUp>]);
+struct EndAll<'a>(&'a [Shared<WakeUp>]);
 
 impl Drop for EndAll<'_> {
     fn drop(&mut self) {
@@ -196,7 +197,7 @@ impl Drop for EndAll<'_> {
 /// Makes queues that have run together ready for the next run. A stop of the program's that came
 /// together with an error or a panic is kept for it.
 struct Over<'a> {
-    wakes: &'a [Arc<WakeUp>],
+    wakes: &'a [Shared<WakeUp>],
     is_well: bool,
 }
 

@@ -10,7 +10,6 @@ use std::time::Duration;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::EventFd;
 use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, SndBuf, SndBufForce};
 use nix::sys::socket::{
     MsgFlags, MultiHeaders, NetlinkAddr, SockaddrLike, bind, connect, getsockname, getsockopt,
@@ -340,7 +339,7 @@ impl Socket {
     /// for as long as it takes.
     pub(crate) fn wait(
         &self,
-        wake: Option<&EventFd>,
+        wake: Option<BorrowedFd<'_>>,
         timeout: Option<Duration>,
     ) -> nix::Result<Wake> {
         let timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
@@ -348,7 +347,7 @@ impl Socket {
         });
         // Without a wake-up descriptor the socket stands in for it and the second answer is not
         // read.
-        let wake_fd = wake.map_or_else(|| self.fd.as_fd(), AsFd::as_fd);
+        let wake_fd = wake.unwrap_or_else(|| self.fd.as_fd());
         let mut fds = [
             PollFd::new(self.fd.as_fd(), PollFlags::POLLIN),
             PollFd::new(wake_fd, PollFlags::POLLIN),

@@ -1,22 +1,21 @@
 //! Waking a queue that blocks.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EfdFlags;
 
 use crate::error::{Error, Operation};
+use crate::sync::{AtomicBool, AtomicU64, EventFd, Ordering, Shared, fence};
 
 /// Makes a queue's blocked receive return. May be cloned, sent to other threads and used after the
 /// queue is gone.
 #[derive(Debug, Clone)]
 pub struct StopHandle {
-    wake: Arc<WakeUp>,
+    wake: Shared<WakeUp>,
 }
 
 impl StopHandle {
-    pub(crate) const fn new(wake: Arc<WakeUp>) -> Self {
+    pub(crate) const fn new(wake: Shared<WakeUp>) -> Self {
         Self { wake }
     }
 
@@ -27,7 +26,8 @@ impl StopHandle {
     /// It stores a flag and writes to an eventfd, both of which are safe in a signal handler (which
     /// should preserve `errno`, as always).
     pub fn stop(&self) {
-        self.wake.stop_requested.store(true, Ordering::SeqCst);
+        // As cheap as a store; loom has a store overtaken by the swap that it comes after.
+        self.wake.stop_requested.swap(true, Ordering::SeqCst);
         self.wake.wake();
     }
 }
@@ -79,6 +79,21 @@ impl WakeUp {
         self.announced.fetch_add(1, Ordering::SeqCst);
         // It fails only if the counter is full, and then the queue is awake anyway.
         let _ = self.event.write(1);
+    }
+
+    /// Whether anyone has a handle that can wake this queue, or something to say before it is gone
+    /// that is not visible yet.
+    pub(crate) fn has_handles(this: &Shared<Self>) -> bool {
+        let has_handles = Shared::strong_count(this) > 1;
+        // The count is read relaxed; together with this, what those did who are gone comes before.
+        fence(Ordering::Acquire);
+        has_handles
+    }
+
+    /// Whether no event is there to be read, and none is thought to be.
+    #[cfg(all(test, loom))]
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.announced.load(Ordering::SeqCst) == 0 && !self.event.is_readable()
     }
 
     /// The descriptor to wait for.

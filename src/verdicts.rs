@@ -17,15 +17,12 @@
 //! read, not at all. What remains is a thread that loses the capability and regains it between two
 //! commits.
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, ThreadId};
-
 use netfilterqueue_protocol::attribute;
 use netfilterqueue_protocol::error::EncodeError;
 use netfilterqueue_protocol::verdict::{Verdict, VerdictBatchMessage, VerdictMessage};
 
 use crate::changes::{Changes, Extras, L2Header};
+use crate::sync::{AtomicBool, AtomicU64, Ordering, this_thread};
 
 /// Most payloads that one datagram carries, so that its parts fit in an array on the stack.
 pub(crate) const PAYLOADS_MAX: usize = 64;
@@ -44,8 +41,8 @@ pub(crate) struct Outstanding {
     /// In the order of the queue numbers.
     queues: Box<[(u16, AtomicU64)]>,
     exact_only: AtomicBool,
-    /// The thread that has sent the first verdict.
-    sender: OnceLock<ThreadId>,
+    /// The number of the thread that has sent the first verdict; 0 while there is none.
+    sender: AtomicU64,
 }
 
 impl Outstanding {
@@ -56,7 +53,7 @@ impl Outstanding {
         Self {
             queues: numbers.into_iter().map(|number| (number, AtomicU64::new(0))).collect(),
             exact_only: AtomicBool::new(false),
-            sender: OnceLock::new(),
+            sender: AtomicU64::new(0),
         }
     }
 
@@ -80,7 +77,7 @@ impl Outstanding {
         // The count first: whoever lowered it had forbidden cumulative verdicts before, if need be.
         let are_all =
             self.of(queue).is_some_and(|count| count.load(Ordering::SeqCst) == unanswered);
-        let is_only_sender = self.sender.get().is_none_or(is_this_thread);
+        let is_only_sender = [0, this_thread()].contains(&self.sender.load(Ordering::SeqCst));
         if are_all && is_only_sender && !self.exact_only.load(Ordering::SeqCst) {
             Form::Cumulative
         } else {
@@ -90,7 +87,11 @@ impl Outstanding {
 
     /// Notes that this thread is about to send verdicts.
     pub(crate) fn sending(&self) {
-        if !is_this_thread(self.sender.get_or_init(|| thread::current().id())) {
+        let me = this_thread();
+        if self.sender.load(Ordering::SeqCst) == me {
+            return;
+        }
+        if self.sender.compare_exchange(0, me, Ordering::SeqCst, Ordering::SeqCst).is_err() {
             self.distrust();
         }
     }
@@ -127,10 +128,6 @@ impl Outstanding {
         };
         found.map(|(_, count)| count)
     }
-}
-
-fn is_this_thread(thread: &ThreadId) -> bool {
-    *thread == thread::current().id()
 }
 
 /// What was decided about one packet.
