@@ -1,4 +1,4 @@
-//! Keeps retained packets for a while and judges them from a thread of its own.
+//! Keeps retained packets for a while, then judges them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use netfilterqueue::{Error, NotSent, RetainedPacket, StatsHandle, Verdict};
 
 use crate::judge::{Shared, write_body};
-use crate::plan::{QUEUES, Stream};
+use crate::plan::Stream;
 
 /// How long a packet is kept.
-const HOLD: Duration = Duration::from_millis(3);
+pub(crate) const HOLD: Duration = Duration::from_millis(3);
 
 /// A packet whose deadline has passed for so long should have got its default verdict.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -34,55 +34,66 @@ pub(crate) enum Task {
 /// A packet that somebody has to judge.
 #[derive(Debug)]
 pub(crate) struct Held {
-    /// Index of the queue it came from.
-    queue: usize,
     packet: RetainedPacket,
     task: Task,
     since: Instant,
 }
 
 impl Held {
-    pub(crate) fn new(queue: usize, packet: RetainedPacket, task: Task) -> Self {
-        Self { queue, packet, task, since: Instant::now() }
+    pub(crate) fn new(packet: RetainedPacket, task: Task) -> Self {
+        Self { packet, task, since: Instant::now() }
     }
 }
 
-/// Keeps packets in the order in which they came.
+/// Keeps the packets of one queue, in the order in which they came.
 pub(crate) struct Holder {
     shared: Arc<Shared>,
-    stats: [StatsHandle; QUEUES.len()],
+    stats: StatsHandle,
     held: VecDeque<Held>,
-    /// By queue, because the default verdicts of a queue come in their order.
-    expiring: [VecDeque<Held>; QUEUES.len()],
-    expired: [u64; QUEUES.len()],
+    /// Those with a deadline.
+    expiring: VecDeque<Held>,
+    expired: u64,
 }
 
 impl Holder {
-    pub(crate) fn new(shared: Arc<Shared>, stats: [StatsHandle; QUEUES.len()]) -> Self {
-        let expiring = [VecDeque::new(), VecDeque::new()];
-        Self { shared, stats, held: VecDeque::new(), expiring, expired: [0; QUEUES.len()] }
+    pub(crate) fn new(shared: Arc<Shared>, stats: StatsHandle) -> Self {
+        let (held, expiring) = (VecDeque::new(), VecDeque::new());
+        Self { shared, stats, held, expiring, expired: 0 }
     }
 
-    /// Returns when nobody can give it packets any more and it has none left.
+    pub(crate) fn keep(&mut self, held: Held) {
+        match held.task {
+            Task::Expire => self.expiring.push_back(held),
+            _ => self.held.push_back(held),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.held.is_empty() && self.expiring.is_empty()
+    }
+
+    /// Keeps what comes, in a thread of its own, until nobody can give it packets any more.
     pub(crate) fn run(mut self, packets: &Receiver<Held>) {
         loop {
             match packets.recv_timeout(HOLD) {
-                Ok(held) if matches!(held.task, Task::Expire) => {
-                    self.expiring[held.queue].push_back(held);
-                }
-                Ok(held) => self.held.push_back(held),
+                Ok(held) => self.keep(held),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            while self.held.front().is_some_and(|held| held.since.elapsed() >= HOLD)
-                && let Some(held) = self.held.pop_front()
-            {
-                if let Err(error) = self.judge(held) {
-                    self.shared.trouble.report(|| error.to_string());
-                }
-            }
-            (0..QUEUES.len()).for_each(|queue| self.let_expire(queue));
+            self.judge_due();
         }
+    }
+
+    /// Judges what was kept for long enough.
+    pub(crate) fn judge_due(&mut self) {
+        while self.held.front().is_some_and(|held| held.since.elapsed() >= HOLD)
+            && let Some(held) = self.held.pop_front()
+        {
+            if let Err(error) = self.judge(held) {
+                self.shared.trouble.report(|| error.to_string());
+            }
+        }
+        self.let_expire();
     }
 
     #[expect(clippy::result_large_err, reason = "a failure gives the packet back")]
@@ -96,10 +107,8 @@ impl Holder {
                 match packet.payload_mut() {
                     Ok(payload) => write_body(payload, at, body),
                     Err(error) => self.shared.trouble.report(|| {
-                        format!(
-                            "{}: retained datagram {key} cannot be edited: {error}",
-                            stream.name
-                        )
+                        let name = stream.name;
+                        format!("{name}: retained datagram {key} cannot be edited: {error}")
                     }),
                 }
                 packet.accept()
@@ -108,16 +117,16 @@ impl Holder {
     }
 
     /// Lets go what has got its default verdict; a verdict that comes after it must fail.
-    fn let_expire(&mut self, queue: usize) {
-        let Some(oldest) = self.expiring[queue].front() else { return };
+    fn let_expire(&mut self) {
+        let Some(oldest) = self.expiring.front() else { return };
         if oldest.packet.deadline().is_none_or(|deadline| deadline > Instant::now()) {
             return;
         }
-        let expired = self.stats[queue].stats().expired;
-        while self.expired[queue] < expired
-            && let Some(held) = self.expiring[queue].pop_front()
+        let expired = self.stats.stats().expired;
+        while self.expired < expired
+            && let Some(held) = self.expiring.pop_front()
         {
-            self.expired[queue] += 1;
+            self.expired += 1;
             let id = held.packet.id();
             let result = held.packet.accept();
             if !matches!(result, Err(NotSent { error: Error::Expired, .. })) {
@@ -126,7 +135,7 @@ impl Holder {
                 });
             }
         }
-        if self.expiring[queue].front().is_some_and(|held| held.since.elapsed() > PATIENCE) {
+        if self.expiring.front().is_some_and(|held| held.since.elapsed() > PATIENCE) {
             self.shared.trouble.report(|| "a deadline has passed without a verdict".to_owned());
         }
     }

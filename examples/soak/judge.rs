@@ -9,7 +9,7 @@ use netfilterqueue::rules::Protocol;
 use netfilterqueue::{Batch, Error, Hook, Packet, Queue, Verdict};
 
 use crate::flight::Flight;
-use crate::holder::{Held, Task};
+use crate::holder::{HOLD, Held, Holder, Task};
 use crate::plan::{Fate, Pattern, QUEUES, STREAMS, UNHEARD_QUEUE};
 use crate::streams;
 use crate::trouble::Trouble;
@@ -41,35 +41,56 @@ pub(crate) struct Seen {
     pub(crate) cut: AtomicU64,
 }
 
+/// Who judges retained packets.
+pub(crate) enum Keeper {
+    /// Another thread. From its first verdict on, the library uses cumulative verdicts no more.
+    Thread(Sender<Held>),
+    /// The thread that receives.
+    Own(Holder),
+}
+
 /// Judges the packets of one queue.
 pub(crate) struct Judge {
     /// Index of the queue.
     queue: usize,
     shared: Arc<Shared>,
-    holder: Sender<Held>,
+    keeper: Keeper,
     /// Where other packets are put together.
     scratch: Vec<u8>,
 }
 
 impl Judge {
-    pub(crate) fn new(queue: usize, shared: Arc<Shared>, holder: Sender<Held>) -> Self {
-        Self { queue, shared, holder, scratch: Vec::with_capacity(1 << 16) }
+    pub(crate) fn new(queue: usize, shared: Arc<Shared>, keeper: Keeper) -> Self {
+        Self { queue, shared, keeper, scratch: Vec::with_capacity(1 << 16) }
     }
 
     /// Judges until the queue is stopped, and what still waits then. Gives the queue back.
     pub(crate) fn run(mut self, mut queue: Queue) -> Result<Queue, Error> {
         let mut batch = Batch::new(64);
+        let mut is_stopped = false;
         loop {
-            match queue.recv(&mut batch) {
-                Ok(_) => {}
-                Err(Error::Stopped) => queue.set_nonblocking(true),
-                Err(Error::WouldBlock) => return Ok(queue),
+            let received = match &self.keeper {
+                Keeper::Own(holder) if !is_stopped && !holder.is_empty() => {
+                    queue.recv_timeout(&mut batch, HOLD)
+                }
+                _ => queue.recv(&mut batch),
+            };
+            match received {
+                Err(Error::Stopped) => {
+                    is_stopped = true;
+                    queue.set_nonblocking(true);
+                }
+                Err(Error::WouldBlock) if is_stopped => return Ok(queue),
+                Ok(_) | Err(Error::WouldBlock) => {}
                 Err(error) => return Err(error),
             }
             for packet in &mut batch {
                 self.judge(packet);
             }
             batch.commit()?;
+            if let Keeper::Own(holder) = &mut self.keeper {
+                holder.judge_due();
+            }
         }
     }
 
@@ -216,21 +237,27 @@ impl Judge {
             Fate::Expire => {
                 let (mut packet, decided) = packet.retain();
                 packet.set_deadline(Some(Instant::now() + DEADLINE));
-                self.give(Held::new(self.queue, packet, Task::Expire));
+                self.give(Held::new(packet, Task::Expire));
                 decided
             }
         };
     }
 
-    fn hold<'p>(&self, packet: Packet<'p>, task: Task) -> netfilterqueue::Decided<'p> {
+    fn hold<'p>(&mut self, packet: Packet<'p>, task: Task) -> netfilterqueue::Decided<'p> {
         let (packet, decided) = packet.retain();
-        self.give(Held::new(self.queue, packet, task));
+        self.give(Held::new(packet, task));
         decided
     }
 
-    fn give(&self, held: Held) {
-        if self.holder.send(held).is_err() {
-            self.shared.trouble.report(|| "nobody holds retained packets any more".to_owned());
+    fn give(&mut self, held: Held) {
+        match &mut self.keeper {
+            Keeper::Own(holder) => holder.keep(held),
+            Keeper::Thread(holder) => {
+                if holder.send(held).is_err() {
+                    let trouble = &self.shared.trouble;
+                    trouble.report(|| "nobody holds retained packets any more".to_owned());
+                }
+            }
         }
     }
 

@@ -17,7 +17,7 @@
 //! arguments that make no sense.
 //!
 //! - `plan`: what becomes of a datagram, by its number.
-//! - `judge`, `holder`: the program under the queues, and the thread that judges retained packets.
+//! - `judge`, `holder`: the program under the queues, and who judges retained packets.
 //! - `sender`, `receiver`: the traffic; `flight`: what is on its way between them.
 //! - `streams`: TCP, whose super-packets pass the queues too.
 //! - `watch`: memory, descriptors, threads, and what the kernel has counted as lost.

@@ -37,7 +37,8 @@ pub(crate) fn open(stream: &Stream) -> io::Result<(UdpSocket, u64)> {
 /// Receives until it is told that nothing can come any more.
 pub(crate) fn receive(flight: &Flight, shared: &Shared, socket: &UdpSocket) -> io::Result<()> {
     let mut headers = MultiHeaders::<()>::preallocate(BURST, None);
-    let mut buffers: Vec<_> = (0..BURST).map(|_| vec![0; DATAGRAM_MAX]).collect();
+    // Written to, so that the memory is there from the start.
+    let mut buffers: Vec<_> = (0..BURST).map(|_| vec![0xa5; DATAGRAM_MAX]).collect();
     let mut lengths = Vec::with_capacity(BURST);
     let mut ledger = Ledger::new(flight.span());
     loop {

@@ -231,17 +231,19 @@ impl Outcome {
         let library = |of: fn(&Stats) -> u64| self.queues.iter().map(|q| of(&q.library)).sum();
         let seen = &self.shared.seen;
         let received: u64 = library(|stats| stats.received);
-        let seconds = self.elapsed.as_secs_f64();
-        let per_second = received as f64 / seconds.max(1e-3);
+        let milliseconds = u64::try_from(self.elapsed.as_millis()).unwrap_or(u64::MAX);
         vec![
-            ("seconds", self.elapsed.as_secs()),
+            ("milliseconds", milliseconds),
             ("datagrams sent", flights.iter().map(|f| f.sent.sum()).sum()),
             ("packets judged", received),
-            ("packets judged per second", per_second as u64),
+            ("packets judged per second", received * 1000 / milliseconds.max(1)),
             ("packets answered", library(|stats| stats.answered)),
             ("exact verdicts", library(|stats| stats.exact_verdicts)),
             ("cumulative verdicts", library(|stats| stats.cumulative_verdicts)),
             ("verdicts refused", library(|stats| stats.refused)),
+            ("system calls: recvmmsg", library(|stats| stats.receive_calls)),
+            ("system calls: poll", library(|stats| stats.wait_calls)),
+            ("system calls: sendmsg", library(|stats| stats.send_calls)),
             ("deadlines passed", library(|stats| stats.expired)),
             ("TCP segments", seen.iter().map(|s| s.segments.load(Ordering::Relaxed)).sum()),
             (

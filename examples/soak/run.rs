@@ -13,7 +13,7 @@ use netfilterqueue::{Queue, StatsHandle, StopHandle};
 use crate::arguments::Arguments;
 use crate::flight::Flight;
 use crate::holder::Holder;
-use crate::judge::{Judge, Seen, Shared};
+use crate::judge::{Judge, Keeper, Seen, Shared};
 use crate::plan::{DEFAULTS, Pattern, QUEUES, STREAMS, mark_bit};
 use crate::report::{Outcome, Progress, QueueOutcome};
 use crate::trouble::Trouble;
@@ -27,9 +27,9 @@ const TICK: Duration = Duration::from_millis(100);
 const STANDSTILL: Duration = Duration::from_secs(10);
 
 /// Memory that may be added after a tenth of the run, in KiB: what 64 packets of 64 KiB take in
-/// the receive buffers of two queues and of three receivers. Most is touched before, but when the
-/// longest packets come depends on the traffic.
-const GROWTH: u64 = 20 << 10;
+/// the batches of two queues, which are touched as far as packets fill them, and half as much
+/// again.
+const GROWTH: u64 = 12 << 10;
 
 /// A judge under its queue, which it gives back.
 type JudgeThread = JoinHandle<Option<Queue>>;
@@ -96,17 +96,22 @@ impl Soak {
             finish: AtomicBool::new(false),
         });
 
+        // The retained packets of the first queue are judged by another thread, those of the second
+        // one by the thread that receives.
         let (to_holder, held) = mpsc::channel();
-        let judges = queues.into_iter().enumerate().map(|(index, queue)| {
-            let judge = Judge::new(index, Arc::clone(&shared), to_holder.clone());
-            spawn(&shared, "judge", move |_| judge.run(queue))
-        });
-        let judges: Vec<_> = judges.collect();
-        let holder = Holder::new(Arc::clone(&shared), stats.clone());
+        let holder =
+            |index: usize| Holder::new(Arc::clone(&shared), StatsHandle::clone(&stats[index]));
+        let keepers = [Keeper::Thread(to_holder), Keeper::Own(holder(1))];
+        let holder = holder(0);
         spawn(&shared, "holder", move |_| -> Result<(), String> {
             holder.run(&held);
             Ok(())
         });
+        let judges = queues.into_iter().zip(keepers).enumerate().map(|(index, (queue, keeper))| {
+            let judge = Judge::new(index, Arc::clone(&shared), keeper);
+            spawn(&shared, "judge", move |_| judge.run(queue))
+        });
+        let judges: Vec<_> = judges.collect();
         for (index, socket) in receivers.into_iter().enumerate() {
             spawn(&shared, "receiver", move |shared| {
                 receiver::receive(&shared.flights[index], shared, &socket)
@@ -255,10 +260,15 @@ impl Soak {
             queues.push(QueueOutcome { library: stats.stats(), kernel });
         }
         for judge in self.judges.drain(..).filter(JoinHandle::is_finished) {
-            if let Ok(Some(queue)) = judge.join()
-                && let Err(error) = queue.close()
-            {
-                trouble.report(|| format!("a queue cannot be closed: {error}"));
+            match judge.join() {
+                Ok(Some(queue)) => {
+                    if let Err(error) = queue.close() {
+                        trouble.report(|| format!("a queue cannot be closed: {error}"));
+                    }
+                }
+                // It has reported why.
+                Ok(None) => {}
+                Err(_) => trouble.report(|| "a judge has panicked".to_owned()),
             }
         }
         self.shared.finish.store(true, Ordering::Release);

@@ -14,7 +14,7 @@ use crate::flight::Flight;
 use crate::plan::Pattern;
 
 /// Datagrams per system call.
-const BURST: usize = 32;
+const BURST: usize = 64;
 
 /// What does not fit now is sent again after this long.
 const RETRY_AFTER: Duration = Duration::from_millis(1);

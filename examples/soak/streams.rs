@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use netfilterqueue::{EditError, Packet};
+use netfilterqueue::{EditError, Packet, SkbInfo};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::judge::{Seen, Shared};
@@ -98,7 +98,7 @@ pub(crate) fn receive(
 /// Accepts a segment; the bytes of one stream are inverted, wherever in it they are.
 pub(crate) fn judge(mut packet: Packet<'_>, seen: &Seen) -> Result<(), EditError> {
     seen.segments.fetch_add(1, Ordering::Relaxed);
-    if packet.skb_info().is_some_and(|info| info.is_gso()) {
+    if packet.skb_info().is_some_and(SkbInfo::is_gso) {
         seen.super_packets.fetch_add(1, Ordering::Relaxed);
     }
     let mut result = Ok(());
