@@ -26,6 +26,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// If nothing has moved for so long, something is missing.
 const STANDSTILL: Duration = Duration::from_secs(10);
 
+/// How long the end is waited for when something is wrong already.
+const IN_TROUBLE: Duration = Duration::from_secs(1);
+
 /// Memory that may be added after a tenth of the run, in KiB: what 64 packets of 64 KiB take in
 /// the batches of two queues, which are touched as far as packets fill them, and half as much
 /// again.
@@ -227,32 +230,32 @@ impl Soak {
         self.flights().for_each(|flight| flight.give_up.store(true, Ordering::Release));
     }
 
-    /// Ends everything in order, if it went well so far, and compares.
+    /// Ends everything in order, and compares.
     fn finish(mut self, resources: Resources) -> Result<Outcome, Box<dyn Error>> {
         let elapsed = self.started.elapsed();
         let trouble = &self.shared.trouble;
         let mut queues = Vec::new();
-        if !trouble.is_any() {
-            self.tcp_finish.store(true, Ordering::Relaxed);
-            let tcp = &self.tcp_threads;
-            if !wait_for(|| tcp.iter().all(JoinHandle::is_finished)) {
-                trouble.report(|| "a TCP stream does not end".to_owned());
-            }
-            let is_idle = |stats: &StatsHandle| {
-                let stats = stats.stats();
-                stats.held == 0 && stats.retained == 0
-            };
-            if !wait_for(|| self.stats.iter().all(is_idle)) {
-                trouble.report(|| format!("{} packets are held for ever", self.held()));
-            }
-            // Deleting rules makes the kernel drop what waits in queues.
-            for rules in &mut self.rules {
-                rules.pause()?;
-            }
-            self.stops.iter().for_each(StopHandle::stop);
-            if !wait_for(|| self.judges.iter().all(JoinHandle::is_finished)) {
-                trouble.report(|| "a queue does not stop".to_owned());
-            }
+        // What is known to be wrong already may keep the rest from ending.
+        let patience = if trouble.is_any() { IN_TROUBLE } else { STANDSTILL };
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.tcp_finish.store(true, Ordering::Relaxed);
+        if !wait_for(patience, || self.tcp_threads.iter().all(JoinHandle::is_finished)) {
+            trouble.report(|| "a TCP stream does not end".to_owned());
+        }
+        let is_idle = |stats: &StatsHandle| {
+            let stats = stats.stats();
+            stats.held == 0 && stats.retained == 0
+        };
+        if !wait_for(patience, || self.stats.iter().all(is_idle)) {
+            trouble.report(|| format!("{} packets are held for ever", self.held()));
+        }
+        // Deleting rules makes the kernel drop what waits in queues.
+        for rules in &mut self.rules {
+            rules.pause()?;
+        }
+        self.stops.iter().for_each(StopHandle::stop);
+        if !wait_for(patience, || self.judges.iter().all(JoinHandle::is_finished)) {
+            trouble.report(|| "a queue does not stop".to_owned());
         }
         let losses = Losses::read(&self.stats)?;
         for stats in &self.stats {
@@ -327,8 +330,8 @@ fn spawn<T: Send + 'static, E: Display>(
 }
 
 /// Waits for something that should happen at once.
-fn wait_for(condition: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + STANDSTILL;
+fn wait_for(patience: Duration, condition: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
     while !condition() {
         if Instant::now() > deadline {
             return false;
