@@ -27,11 +27,13 @@ pub const TIME_LIMIT: Duration = Duration::from_secs(60);
 pub type Test = (&'static str, fn(&Namespace));
 
 /// Lists functions with their names: `tests![accept, drop]`.
+#[allow(unused_macros, reason = "tests/faults has its own")]
 macro_rules! tests {
     ($($name:ident),* $(,)?) => {
         [$((concat!(module_path!(), "::", stringify!($name)), $name as fn(&Namespace))),*]
     };
 }
+#[allow(unused_imports, reason = "tests/faults has its own")]
 pub(crate) use tests;
 
 /// The main function of a test binary, to be called while the process has one thread. Takes the
