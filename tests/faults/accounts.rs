@@ -291,13 +291,13 @@ pub fn descriptors() -> BTreeMap<String, usize> {
 }
 
 /// Whether no child process is left, and as many descriptors as before.
-pub fn process_is_clean(before: BTreeMap<String, usize>) -> bool {
+pub fn process_is_clean(before: &BTreeMap<String, usize>) -> bool {
     let deadline = Instant::now() + SOON;
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     loop {
         let no_child = waitid(Id::All, flags) == Err(Errno::ECHILD);
         let now = descriptors();
-        if no_child && now == before {
+        if no_child && now == *before {
             return true;
         }
         if Instant::now() > deadline {

@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     let tests = [&pressure::TESTS[..]];
     let result = harness::main(&tests.concat());
     // A test that failed may have left a thread at work.
-    if result == ExitCode::SUCCESS && !accounts::process_is_clean(before) {
+    if result == ExitCode::SUCCESS && !accounts::process_is_clean(&before) {
         return ExitCode::FAILURE;
     }
     result
