@@ -17,7 +17,7 @@ use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
 use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::RcvBuf;
+use nix::sys::socket::sockopt::{Mark, RcvBuf};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 use crate::support::{QUIET, SOON, V4, kernel_stats, udp_data, wait_until};
@@ -46,7 +46,8 @@ pub struct Traffic {
     receivers: Vec<UdpSocket>,
     addresses: Vec<SocketAddr>,
     sent: AtomicU32,
-    arrived: Mutex<Vec<u32>>,
+    arrived: Mutex<Vec<(u32, u8)>>,
+    is_marking: bool,
 }
 
 impl Traffic {
@@ -64,7 +65,13 @@ impl Traffic {
             .collect();
         let address = |socket: &UdpSocket| socket.local_addr().expect("an address");
         let addresses = receivers.iter().map(address).collect();
-        Self { receivers, addresses, sent: AtomicU32::new(0), arrived: Mutex::default() }
+        let (sent, arrived) = (AtomicU32::new(0), Mutex::default());
+        Self { receivers, addresses, sent, arrived, is_marking: false }
+    }
+
+    /// Each packet also has its number, plus one, as its mark.
+    pub fn marking(self) -> Self {
+        Self { is_marking: true, ..self }
     }
 
     /// Sends the next `count` numbers in datagrams of `len` bytes. It never blocks: packets that
@@ -78,6 +85,9 @@ impl Traffic {
             for _ in 0..burst {
                 let number = self.sent.fetch_add(1, Ordering::SeqCst);
                 data[..4].copy_from_slice(&number.to_be_bytes());
+                if self.is_marking {
+                    setsockopt(&sender, Mark, &(number + 1)).expect("a mark");
+                }
                 let to = self.addresses[number as usize % self.addresses.len()];
                 assert_eq!(sender.send_to(&data, to).expect("sent"), data.len());
             }
@@ -92,13 +102,25 @@ impl Traffic {
     /// Takes what has arrived out of the sockets; returns how many datagrams have come so far.
     pub fn collect(&self) -> usize {
         let mut arrived = self.arrived.lock().expect("nobody panicked");
-        let mut data = [0; 4];
+        let mut data = vec![0; 1 << 16];
         for receiver in &self.receivers {
-            while receiver.recv(&mut data).is_ok() {
-                arrived.push(u32::from_be_bytes(data));
+            while let Ok(length) = receiver.recv(&mut data) {
+                let (number, _) = data.split_first_chunk().expect("a number");
+                arrived.push((u32::from_be_bytes(*number), data[length - 1]));
             }
         }
         arrived.len()
+    }
+
+    /// The numbers of what has arrived with this last byte.
+    pub fn ending_with(&self, byte: u8) -> HashSet<u32> {
+        let arrived = self.arrived.lock().expect("nobody panicked");
+        arrived.iter().filter(|(_, last)| *last == byte).map(|(number, _)| *number).collect()
+    }
+
+    /// Waits until so many have been sent.
+    pub fn wait_for(&self, sent: u64) {
+        wait_until("the flood", || self.sent() >= sent);
     }
 
     /// Asserts that each number that was sent had one fate: it was accepted and arrived, was
@@ -116,7 +138,7 @@ impl Traffic {
         thread::sleep(QUIET);
         self.collect();
         let arrived = self.arrived.lock().expect("nobody panicked");
-        let distinct: HashSet<_> = arrived.iter().copied().collect();
+        let distinct: HashSet<_> = arrived.iter().map(|(number, _)| *number).collect();
         assert_eq!(distinct.len(), arrived.len(), "a datagram arrived twice");
         assert!(fates.keys().chain(&distinct).all(|number| u64::from(*number) < self.sent()));
         let mut found = Counted::default();
