@@ -9,6 +9,7 @@ mod accounts;
 #[path = "../live/harness.rs"]
 mod harness;
 mod pressure;
+mod signals;
 #[path = "../live/support.rs"]
 mod support;
 
@@ -19,7 +20,7 @@ use harness::Test;
 
 fn main() -> ExitCode {
     let before = accounts::descriptors();
-    let tests = [&pressure::TESTS[..]];
+    let tests = [&pressure::TESTS[..], &signals::TESTS[..]];
     let result = harness::main(&tests.concat());
     // A test that failed may have left a thread at work.
     if result == ExitCode::SUCCESS && !accounts::process_is_clean(&before) {
