@@ -9,6 +9,7 @@ mod accounts;
 #[path = "../live/harness.rs"]
 mod harness;
 mod pressure;
+mod sends;
 mod signals;
 #[path = "../live/support.rs"]
 mod support;
@@ -20,7 +21,7 @@ use harness::Test;
 
 fn main() -> ExitCode {
     let before = accounts::descriptors();
-    let tests = [&pressure::TESTS[..], &signals::TESTS[..]];
+    let tests = [&pressure::TESTS[..], &sends::TESTS[..], &signals::TESTS[..]];
     let result = harness::main(&tests.concat());
     // A test that failed may have left a thread at work.
     if result == ExitCode::SUCCESS && !accounts::process_is_clean(&before) {

@@ -1,0 +1,207 @@
+//! Verdicts that the kernel does not take: no room in the send buffer, no memory, at the first
+//! datagram of a commit or in the middle of it.
+
+use std::collections::HashSet;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use netfilterqueue::{Decided, Error, Packet, Queue, RetainedPacket, open_socket};
+use netfilterqueue_netns::Namespace;
+use nix::errno::Errno;
+use nix::libc::SYS_sendmsg;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::SndBuf;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+
+use crate::accounts::{Counted, Fate, Ledger, Traffic, balance, number};
+use crate::support::{SOON, queue_udp, receive_exactly};
+use crate::{Test, faults};
+
+pub const TESTS: [Test; 3] = faults![
+    a_commit_that_fails_midway_goes_on_where_it_failed,
+    a_send_buffer_that_shrinks_and_grows_changes_no_decision,
+    a_thread_without_memory_changes_no_decision,
+];
+
+/// The last byte of what was edited.
+const EDITED: u8 = 0xee;
+
+/// Judges a packet as its number has it; accepted ones are edited.
+fn judge<'p>(ledger: &Ledger, mut packet: Packet<'p>) -> Decided<'p> {
+    if Fate::of(number(packet.payload())) == Fate::Accepted {
+        let payload = packet.payload_mut().expect("it can be sent");
+        *payload.last_mut().expect("data") = EDITED;
+    }
+    ledger.judge(packet)
+}
+
+/// Asserts that each packet met with its decision, and that the accepted ones arrived edited.
+fn settle(queue: &Queue, traffic: &Traffic, ledger: &Ledger) {
+    let stats = queue.stats();
+    assert_eq!(balance(1, &stats, ledger).unwrap_or(0), 0);
+    assert_eq!((stats.lost, stats.refused), (0, 0), "{stats:?}");
+    traffic.settle(ledger, Counted::default());
+    let is_accepted = |number: &u32| Fate::of(*number) == Fate::Accepted;
+    let accepted: HashSet<_> = ledger.numbers(1).into_values().filter(is_accepted).collect();
+    let edited = traffic.ending_with(EDITED);
+    assert!(edited == accepted, "edited ones that arrived, and accepted ones, differ by {:?}", {
+        edited.symmetric_difference(&accepted)
+    });
+}
+
+/// Why a datagram was not taken.
+fn errno(error: &Error) -> Option<Errno> {
+    match error {
+        Error::System { source, .. } => source.raw_os_error().map(Errno::from_raw),
+        _ => None,
+    }
+}
+
+/// A datagram carries at most 64 edits, so that the long ones are in a later one, which does not
+/// fit.
+fn a_commit_that_fails_midway_goes_on_where_it_failed(_: &Namespace) {
+    const ROUNDS: usize = 20;
+    const SHORT: usize = 120;
+    const LONG: usize = 6;
+    const LENGTH: usize = 9_000;
+    let traffic = Traffic::new(ROUNDS * (SHORT + 2 * LONG), LENGTH / 4);
+    let ledger = Ledger::default();
+    let mut queue = Queue::builder(1).bind().unwrap();
+    let _rules = queue_udp(1);
+    for round in 0..ROUNDS {
+        traffic.send(SHORT, 8);
+        traffic.send(LONG, LENGTH);
+        let mut batch = receive_exactly(&mut queue, SHORT + LONG);
+        for packet in &mut batch {
+            judge(&ledger, packet);
+        }
+        setsockopt(&queue, SndBuf, &4_000).unwrap();
+        let mut left = SHORT;
+        for attempt in 0..3 {
+            let error = batch.commit().unwrap_err();
+            assert_eq!(errno(&error), Some(Errno::EMSGSIZE), "{error:?}");
+            assert!(batch.len() < SHORT, "the first datagram has left");
+            assert!(attempt == 0 || batch.len() == left, "round {round}, attempt {attempt}");
+            left = batch.len();
+            assert_eq!(queue.stats().held, left as u64);
+        }
+        setsockopt(&queue, SndBuf, &100_000).unwrap();
+        batch.commit().unwrap();
+        assert!(batch.is_empty());
+        traffic.collect();
+    }
+    settle(&queue, &traffic, &ledger);
+}
+
+/// Whoever opened the socket gave it little room, and a thread changes that all the time.
+fn a_send_buffer_that_shrinks_and_grows_changes_no_decision(_: &Namespace) {
+    const LENGTH: usize = 30_000;
+    const ROUND: usize = 8;
+    const ROUNDS: usize = 60;
+    let socket = open_socket().unwrap();
+    // As much as the longest packet needs: a few edits of `LENGTH` per datagram.
+    setsockopt(&socket, SndBuf, &66_000).unwrap();
+    let mut queue = Queue::builder(1).bind_on(socket).unwrap();
+    let _rules = queue_udp(1);
+    let (traffic, ledger) = (Traffic::new(10 * ROUND, LENGTH), Ledger::default());
+    let (is_over, mut refused, mut partly) = (AtomicBool::new(false), 0, 0);
+    thread::scope(|scope| {
+        let end = SetOnDrop(&is_over);
+        let changing = queue.as_fd().try_clone_to_owned().unwrap();
+        scope.spawn(|| {
+            let changing = changing;
+            while !is_over.load(Ordering::SeqCst) {
+                setsockopt(&changing, SndBuf, &1).unwrap();
+                setsockopt(&changing, SndBuf, &100_000).unwrap();
+            }
+        });
+        for _ in 0..ROUNDS {
+            traffic.send(ROUND, LENGTH);
+            let mut batch = receive_exactly(&mut queue, ROUND);
+            for packet in &mut batch {
+                judge(&ledger, packet);
+            }
+            let deadline = Instant::now() + SOON;
+            let mut left = ROUND;
+            while let Err(error) = batch.commit() {
+                assert_eq!(errno(&error), Some(Errno::EMSGSIZE), "{error:?}");
+                assert!(Instant::now() < deadline, "it never fits");
+                refused += 1;
+                partly += usize::from(batch.len() < left);
+                left = batch.len();
+            }
+            traffic.collect();
+        }
+        drop(end);
+    });
+    println!("{refused} commits failed, {partly} of them midway");
+    assert!(refused > 0, "the buffer was never too small");
+    settle(&queue, &traffic, &ledger);
+}
+
+/// Tells a thread to end, also when the test fails.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Makes each `sendmsg` of this thread fail, for good.
+fn make_sends_fail(errno: Errno, architecture: TargetArch) {
+    let fail = SeccompAction::Errno(errno as u32);
+    let calls = [(SYS_sendmsg, Vec::new())].into_iter().collect();
+    let filter = SeccompFilter::new(calls, SeccompAction::Allow, fail, architecture);
+    let program: BpfProgram = filter.expect("a filter").try_into().expect("a program");
+    apply_filter(&program).expect("seccomp");
+}
+
+/// The kernel's lack of memory comes and goes; here it is one thread's, and another one's send
+/// succeeds. The library tries for a while by itself.
+fn a_thread_without_memory_changes_no_decision(_: &Namespace) {
+    const ROUND: usize = 60;
+    let Ok(architecture) = TargetArch::try_from(std::env::consts::ARCH) else {
+        eprintln!("left out: no seccomp filter for {}", std::env::consts::ARCH);
+        return;
+    };
+    let reasons = [Errno::ENOBUFS, Errno::ENOMEM, Errno::EAGAIN, Errno::EPERM];
+    let mut queue = Queue::builder(1).bind().unwrap();
+    let _rules = queue_udp(1);
+    let (traffic, ledger) = (Traffic::new(3 * 4 * ROUND, 4), Ledger::default());
+    for reason in reasons {
+        traffic.send(2 * ROUND, 8);
+        let mut batch = receive_exactly(&mut queue, 2 * ROUND);
+        let mut retained = Vec::new();
+        for packet in &mut batch {
+            if packet.id().is_multiple_of(20) {
+                retained.push(packet.retain().0);
+            } else {
+                judge(&ledger, packet);
+            }
+        }
+        let packets = batch.len();
+        let failing = thread::scope(|scope| {
+            let without_memory = scope.spawn(|| {
+                make_sends_fail(reason, architecture);
+                let error = batch.commit().unwrap_err();
+                assert_eq!(errno(&error), Some(reason), "{error:?}");
+                let verdict = |packet: RetainedPacket| packet.accept().unwrap_err().packet;
+                retained.into_iter().map(verdict).collect::<Vec<_>>()
+            });
+            without_memory.join().unwrap()
+        });
+        assert_eq!((batch.len(), failing.len()), (packets, 2 * ROUND - packets));
+        for mut packet in failing {
+            let number = number(packet.payload());
+            let fate = Fate::of(number);
+            ledger.note(1, packet.id(), number, fate);
+            *packet.payload_mut().unwrap().last_mut().unwrap() = EDITED;
+            packet.verdict(fate.verdict()).unwrap();
+        }
+        batch.commit().unwrap();
+    }
+    settle(&queue, &traffic, &ledger);
+}
