@@ -112,10 +112,10 @@ impl Traffic {
         arrived.len()
     }
 
-    /// The numbers of what has arrived with this last byte.
-    pub fn ending_with(&self, byte: u8) -> HashSet<u32> {
+    /// How many have arrived with this last byte.
+    pub fn ending_with(&self, byte: u8) -> usize {
         let arrived = self.arrived.lock().expect("nobody panicked");
-        arrived.iter().filter(|(_, last)| *last == byte).map(|(number, _)| *number).collect()
+        arrived.iter().filter(|(_, last)| *last == byte).count()
     }
 
     /// Waits until so many have been sent.
@@ -128,7 +128,7 @@ impl Traffic {
     #[track_caller]
     pub fn settle(&self, ledger: &Ledger, counted: Counted) {
         let fates = ledger.fates();
-        let accepted = fates.values().filter(|fate| **fate == Fate::Accepted).count() as u64;
+        let accepted = ledger.accepted() as u64;
         let deadline = Instant::now() + SOON;
         let wanted = accepted - counted.flushed + counted.passed;
         while (self.collect() as u64) < wanted && Instant::now() < deadline {
@@ -219,6 +219,11 @@ impl Ledger {
         let entries = self.entries();
         let of_queue = entries.iter().filter(|((number, _), _)| *number == queue);
         of_queue.map(|((_, id), (number, _))| (*id, *number)).collect()
+    }
+
+    /// How many were accepted.
+    pub fn accepted(&self) -> usize {
+        self.fates().values().filter(|fate| **fate == Fate::Accepted).count()
     }
 
     /// By number, none of which may have come twice.
