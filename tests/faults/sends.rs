@@ -4,9 +4,9 @@
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use netfilterqueue::{Decided, Error, Packet, Queue, RetainedPacket, open_socket};
+use netfilterqueue::{Batch, Decided, Error, Packet, Queue, RetainedPacket, open_socket};
 use netfilterqueue_netns::Namespace;
 use nix::errno::Errno;
 use nix::libc::SYS_sendmsg;
@@ -189,6 +189,11 @@ fn a_thread_without_memory_changes_no_decision(_: &Namespace) {
                 for packet in back.drain(..GIVEN_UP) {
                     ledger.note(1, packet.id(), number(packet.payload()), Fate::Dropped);
                 }
+                // Nor by the queue, which will try again.
+                let result = queue.recv_timeout(&mut Batch::new(1), Duration::ZERO);
+                assert!(matches!(result, Err(Error::WouldBlock)), "{result:?}");
+                assert!(queue.next_deadline().is_some());
+                assert_eq!(queue.stats().held, 2 * ROUND as u64);
                 back
             });
             without_memory.join().unwrap()
