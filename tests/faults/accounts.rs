@@ -95,6 +95,11 @@ impl Traffic {
         }
     }
 
+    /// Where it arrives.
+    pub fn ports(&self) -> impl Iterator<Item = u16> {
+        self.addresses.iter().map(SocketAddr::port)
+    }
+
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::SeqCst).into()
     }

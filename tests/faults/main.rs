@@ -8,6 +8,8 @@
 mod accounts;
 #[path = "../live/harness.rs"]
 mod harness;
+mod held;
+mod load;
 mod pressure;
 mod sends;
 mod signals;
@@ -21,7 +23,13 @@ use harness::Test;
 
 fn main() -> ExitCode {
     let before = accounts::descriptors();
-    let tests = [&pressure::TESTS[..], &sends::TESTS[..], &signals::TESTS[..]];
+    let tests = [
+        &pressure::TESTS[..],
+        &held::TESTS[..],
+        &load::TESTS[..],
+        &sends::TESTS[..],
+        &signals::TESTS[..],
+    ];
     let result = harness::main(&tests.concat());
     // A test that failed may have left a thread at work.
     if result == ExitCode::SUCCESS && !accounts::process_is_clean(&before) {
