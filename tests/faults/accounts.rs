@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Instant;
 
 use netfilterqueue::protocol::message::Messages;
+use netfilterqueue::rules::{Hook, InstalledRules, Protocol, Rule, Rules};
 use netfilterqueue::{Decided, Packet, Stats, Verdict};
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -95,11 +96,6 @@ impl Traffic {
         }
     }
 
-    /// Where it arrives.
-    pub fn ports(&self) -> impl Iterator<Item = u16> {
-        self.addresses.iter().map(SocketAddr::port)
-    }
-
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::SeqCst).into()
     }
@@ -158,6 +154,18 @@ impl Traffic {
         }
         assert_eq!(found, counted, "of {} sent, {} judged", self.sent(), fates.len());
     }
+}
+
+/// Sends each traffic to a queue of its own.
+pub fn feed(traffics: &[(u16, Traffic)]) -> InstalledRules {
+    let mut rules = Rules::new(Hook::OUTPUT);
+    for (queue, traffic) in traffics {
+        for address in &traffic.addresses {
+            let rule = Rule::queue(*queue).protocol(Protocol::UDP);
+            rules = rules.rule(rule.destination_port(address.port()));
+        }
+    }
+    rules.install().expect("rules")
 }
 
 /// Packets that met with something else than a decision; by what was found, and by the counters.
@@ -274,7 +282,7 @@ pub fn leaves_nothing(test: impl FnOnce()) {
 }
 
 /// How many netfilter sockets there are in this thread's namespace.
-fn netfilter_sockets() -> usize {
+pub fn netfilter_sockets() -> usize {
     let table = fs::read_to_string("/proc/thread-self/net/netlink").expect("a table");
     let protocol = NETLINK_NETFILTER.to_string();
     // The second column; port id 0 is the kernel's own.

@@ -6,11 +6,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use allocation_counter::measure;
-use netfilterqueue::rules::{Hook, Protocol, Rule, Rules};
 use netfilterqueue::{Batch, Queue, RetainedPacket};
 use netfilterqueue_netns::Namespace;
 
-use crate::accounts::{Counted, Fate, Ledger, Traffic, balance, number};
+use crate::accounts::{Counted, Fate, Ledger, Traffic, balance, feed, number};
 use crate::{Test, faults};
 
 pub const TESTS: [Test; 1] = faults![packets_beyond_65536_are_held_and_judged_in_any_order];
@@ -81,14 +80,10 @@ impl Side {
 }
 
 fn packets_beyond_65536_are_held_and_judged_in_any_order(_: &Namespace) {
-    let few = Traffic::new(2 * FEW as usize, 4);
-    let to_few = |rules: Rules, port: u16| {
-        rules.rule(Rule::queue(2).protocol(Protocol::UDP).destination_port(port))
-    };
-    let rules = few.ports().fold(Rules::new(Hook::OUTPUT), to_few);
-    let _rules = rules.rule(Rule::queue(1).protocol(Protocol::UDP)).install().unwrap();
-    let mut first = Side::new(1, Traffic::new(MANY as usize / 4, 4));
-    let mut second = Side::new(2, few);
+    let traffics = [(1, MANY as usize / 4), (2, 2 * FEW as usize)];
+    let traffics = traffics.map(|(queue, accepted)| (queue, Traffic::new(accepted, 4)));
+    let _rules = feed(&traffics);
+    let [mut first, mut second] = traffics.map(|(queue, traffic)| Side::new(queue, traffic));
     let until = Instant::now() + PATIENCE;
     let mut held = Vec::new();
     let memory = measure(|| {

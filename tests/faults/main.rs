@@ -6,6 +6,7 @@
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod accounts;
+mod churn;
 #[path = "../live/harness.rs"]
 mod harness;
 mod held;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let before = accounts::descriptors();
     let tests = [
         &pressure::TESTS[..],
+        &churn::TESTS[..],
         &held::TESTS[..],
         &load::TESTS[..],
         &sends::TESTS[..],
