@@ -89,7 +89,7 @@ fn use_and_close(
     next(Fate::Accepted).accept();
     let (retained, _) = next(Fate::Dropped).retain();
     batch.commit().expect("committed");
-    if round % 4 == 0 {
+    if round.is_multiple_of(4) {
         queue.close().expect("it was bound");
     }
     retained

@@ -91,8 +91,9 @@ fn packets_beyond_65536_are_held_and_judged_in_any_order(_: &Namespace) {
         held.extend(second.hold(FEW, until + PATIENCE));
     });
     let count = held.len() as u64;
-    println!("{count} packets held, {} bytes each", memory.bytes_current as u64 / count);
-    assert!(memory.bytes_current as u64 / count < BYTES_PER_PACKET, "{memory:?}");
+    let each = memory.bytes_current.cast_unsigned() / count;
+    println!("{count} packets held, {each} bytes each");
+    assert!(each < BYTES_PER_PACKET, "{memory:?}");
     if first.traffic.sent() < MANY {
         eprintln!("no more than {count} could be sent in {PATIENCE:?}");
     } else {

@@ -140,7 +140,7 @@ fn a_thousand_changes_under_a_flood_lose_nothing_uncounted(_: &Namespace) {
             traffic.wait_for(round * PER_CHANGE as u64 + part);
             change(&mut queue, round, is_readable).unwrap();
             changed.store(round + 1, Ordering::SeqCst);
-            if round % 4 == 0 {
+            if round.is_multiple_of(4) {
                 judge(&mut queue);
             }
         }
