@@ -2,7 +2,8 @@
 //!
 //! The model reads the very bytes that would be sent and does with them what the kernel does: an
 //! exact verdict takes one packet off the list, a cumulative one takes every packet off whose id is
-//! at or before the given one by signed distance.
+//! at or before the given one by signed distance. Ids begin anywhere, so that they also wrap; some
+//! packets are lost on the way up and some come truncated.
 
 use std::collections::HashMap;
 
@@ -15,6 +16,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::changes::Changes;
 use crate::edit::Edit;
+use crate::intake::{Consecutive, Intake};
 use crate::socket::{Arrival, Received};
 use crate::verdicts::{Answer, Outstanding};
 
@@ -46,15 +48,28 @@ struct Kernel {
     unread: usize,
     fates: HashMap<Key, Fate>,
     next_ids: HashMap<u16, u32>,
+    /// Those that had no room in the socket.
+    lost: Vec<Key>,
     refused: usize,
 }
 
 impl Kernel {
     fn enqueue(&mut self, queue: u16) {
-        let next_id = self.next_ids.get_mut(&queue).expect("a known queue");
-        self.list.push((queue, *next_id));
+        let packet = self.number(queue);
+        self.list.push(packet);
         self.unread += 1;
+    }
+
+    fn lose(&mut self, queue: u16) {
+        let packet = self.number(queue);
+        self.lost.push(packet);
+    }
+
+    fn number(&mut self, queue: u16) -> Key {
+        let next_id = self.next_ids.get_mut(&queue).expect("a known queue");
+        let id = *next_id;
         *next_id = next_id.wrapping_add(1);
+        (queue, id)
     }
 
     fn deliver(&mut self, most: usize) -> Vec<Key> {
@@ -100,6 +115,9 @@ impl Kernel {
 struct Library {
     kernel: Kernel,
     outstanding: Outstanding,
+    intake: Intake,
+    /// The newest packet of each queue that was received.
+    newest: HashMap<u16, u32>,
     batches: Vec<(Slots, Order, Datagram)>,
     retained: Vec<Key>,
     /// What each packet should meet with.
@@ -116,6 +134,8 @@ impl Library {
                 ..Kernel::default()
             },
             outstanding: Outstanding::new(&QUEUES),
+            intake: Intake::after(QUEUES.into_iter(), first_id.wrapping_sub(1)),
+            newest: HashMap::new(),
             batches: Vec::new(),
             retained: Vec::new(),
             wanted: HashMap::new(),
@@ -124,21 +144,38 @@ impl Library {
         }
     }
 
-    fn receive(&mut self, most: usize) {
+    /// Of those that are received, the ones at multiples of `truncated` do not fit, unless that is 0.
+    fn receive(&mut self, most: usize, truncated: usize) {
         let packets = self.kernel.deliver(most);
         let mut slots = Slots::new(most, 256);
         slots.receive_by(0, most, |buffers, received| {
-            for ((buffer, received), (queue, id)) in buffers.zip(received).zip(&packets) {
+            let packets = buffers.zip(received).zip(&packets).enumerate();
+            for (at, ((buffer, received), (queue, id))) in packets {
                 let datagram = packet_message(*queue, *id);
                 buffer[..datagram.len()].copy_from_slice(&datagram);
-                *received = Received { length: datagram.len(), arrival: Arrival::Whole };
+                *received = if truncated > 0 && at.is_multiple_of(truncated) {
+                    Received { length: datagram.len() - 2, arrival: Arrival::Truncated }
+                } else {
+                    Received { length: datagram.len(), arrival: Arrival::Whole }
+                };
             }
         });
+        // As `Queue::recv` has it.
+        let mut run = Consecutive::default();
         for (slot, datagram, received) in slots.received(0, packets.len()) {
-            assert!(slot.load_packet(datagram, received));
+            if !slot.load_packet(datagram, received) {
+                let content = slot.load_other(datagram, received);
+                self.intake.count_content(&content, &self.outstanding);
+            }
+            assert!(slot.is_pending());
+            if !run.takes(slot.queue(), slot.id()) {
+                self.intake.count_packets(run, &self.outstanding);
+                run = Consecutive::new(slot.queue(), slot.id());
+            }
             self.wanted.insert(key(slot), Fate::UNDECIDED);
-            self.outstanding.received(slot.queue(), 1);
+            self.newest.insert(slot.queue(), slot.id());
         }
+        self.intake.count_packets(run, &self.outstanding);
         self.batches.push((slots, Order::default(), Datagram::default()));
     }
 
@@ -223,13 +260,21 @@ impl Library {
             self.judge_retained(0, Fate::UNDECIDED);
         }
         while self.kernel.unread > 0 {
-            self.receive(4);
+            self.receive(4, 0);
             self.commit(0);
         }
         assert_eq!(self.kernel.list, [], "packets left without a verdict");
         assert_eq!(self.kernel.refused, 0, "verdicts on packets that were gone");
         assert_eq!(self.kernel.fates, self.wanted);
         assert_eq!(self.outstanding.count(), 0);
+        let is_seen = |(queue, id): &&Key| {
+            let newest = self.newest.get(queue);
+            newest.is_some_and(|newest| id.wrapping_sub(*newest).cast_signed() < 0)
+        };
+        let lost = self.kernel.lost.iter().filter(is_seen).count();
+        let stats = self.intake.stats;
+        assert_eq!(stats.lost, lost as u64);
+        assert_eq!(stats.received, self.kernel.fates.len() as u64);
     }
 }
 
@@ -275,7 +320,9 @@ fn packet_message(queue: u16, id: u32) -> Vec<u8> {
 enum Step {
     /// So many packets, in turn from one queue and the other if the second is set.
     Enqueue(usize, bool),
-    Receive(usize),
+    /// So many packets, of one queue or the other.
+    Lose(usize, bool),
+    Receive(usize, usize),
     Decide(usize, usize, Fate),
     /// All of a batch alike, which is what makes long runs.
     DecideAll(usize, Fate),
@@ -301,7 +348,9 @@ fn steps() -> impl Strategy<Value = Step> {
     let at = || 0..64usize;
     prop_oneof![
         3 => (1..12usize, any::<bool>()).prop_map(|(packets, both)| Step::Enqueue(packets, both)),
-        3 => (1..9usize).prop_map(Step::Receive),
+        1 => (1..5usize, any::<bool>()).prop_map(|(packets, other)| Step::Lose(packets, other)),
+        3 => (1..9usize, prop_oneof![3 => Just(0), 1 => 1..4usize])
+            .prop_map(|(most, truncated)| Step::Receive(most, truncated)),
         3 => (at(), at(), fates()).prop_map(|(batch, at, fate)| Step::Decide(batch, at, fate)),
         3 => (at(), fates()).prop_map(|(batch, fate)| Step::DecideAll(batch, fate)),
         1 => (at(), at()).prop_map(|(batch, at)| Step::Retain(batch, at)),
@@ -329,7 +378,10 @@ proptest! {
                         library.kernel.enqueue(if both { QUEUES[at % 2] } else { QUEUE });
                     }
                 }
-                Step::Receive(most) => library.receive(most),
+                Step::Lose(packets, other) => {
+                    (0..packets).for_each(|_| library.kernel.lose(QUEUES[usize::from(other)]));
+                }
+                Step::Receive(most, truncated) => library.receive(most, truncated),
                 Step::Decide(batch, at, fate) => library.decide(batch, at, fate),
                 Step::DecideAll(batch, fate) => {
                     (0..9).for_each(|at| library.decide(batch, at, fate.clone()));
@@ -344,135 +396,5 @@ proptest! {
     }
 }
 
-fn plain(verdict: Verdict) -> Fate {
-    Fate { verdict, mark: None, payload: None }
-}
-
-/// The first batch drops its packets and is committed after the second, which accepts. Were the
-/// second sent as one cumulative verdict, it would accept the packets of the first.
-#[test]
-fn two_batches_in_flight_do_not_overtake_each_other() {
-    let mut library = Library::new(1, 4096);
-    (0..8).for_each(|_| library.kernel.enqueue(QUEUE));
-    library.receive(4);
-    library.receive(4);
-    for at in 0..4 {
-        library.decide(0, at, plain(Verdict::Drop));
-        library.decide(1, at, plain(Verdict::Accept));
-    }
-    library.commit(1);
-    assert_eq!(library.kernel.list, [1, 2, 3, 4].map(|id| (QUEUE, id)), "the first is untouched");
-    library.commit(0);
-    assert_eq!(library.kernel.fates[&(QUEUE, 1)].verdict, Verdict::Drop);
-    library.finish();
-}
-
-/// Packets of two queues in turn: one cumulative message each, and neither reaches the other's ids.
-#[test]
-fn the_packets_of_two_queues_make_two_runs() {
-    let mut library = Library::new(1, 4096);
-    (0..8).for_each(|at| library.kernel.enqueue(QUEUES[at % 2]));
-    library.receive(8);
-    for at in 0..8 {
-        let verdict = if at % 2 == 0 { Verdict::Accept } else { Verdict::Drop };
-        library.decide(0, at, plain(verdict));
-    }
-    let (slots, order, datagram) = &mut library.batches[0];
-    order.make(slots.filled(), |queue, pending| library.outstanding.form(queue, pending));
-    datagram.fill(Runs::new(slots.filled(), order, ON_UNDECIDED), 4096).expect("valid");
-    assert_eq!((datagram.exact(), datagram.cumulative()), (0, 2));
-    assert_eq!(datagram.answers(), [(QUEUES[0], 4), (QUEUES[1], 4)]);
-    library.commit(0);
-    library.finish();
-}
-
-#[test]
-fn a_retained_packet_is_not_overtaken() {
-    let mut library = Library::new(1, 4096);
-    (0..4).for_each(|_| library.kernel.enqueue(QUEUE));
-    library.receive(4);
-    library.retain(0, 1);
-    for at in [0, 2, 3] {
-        library.decide(0, at, plain(Verdict::Accept));
-    }
-    library.commit(0);
-    assert_eq!(library.kernel.list, [(QUEUE, 2)]);
-    library.judge_retained(0, plain(Verdict::Drop));
-    assert_eq!(library.kernel.fates[&(QUEUE, 2)].verdict, Verdict::Drop);
-    library.finish();
-}
-
-#[test]
-fn one_run_is_one_message_and_an_edit_splits_it() {
-    let mut library = Library::new(1, 4096);
-    (0..5).for_each(|_| library.kernel.enqueue(QUEUE));
-    library.receive(5);
-    for at in 0..5 {
-        library.decide(0, at, plain(Verdict::Accept));
-    }
-    library.commit(0);
-    assert_eq!(library.kernel.list.len(), 0);
-
-    (0..4).for_each(|_| library.kernel.enqueue(QUEUE));
-    library.receive(4);
-    for at in 0..4 {
-        let payload = (at == 2).then(|| b"edit!".to_vec());
-        library.decide(0, at, Fate { payload, ..plain(Verdict::Accept) });
-    }
-    let (slots, order, datagram) = &mut library.batches[0];
-    for (form, messages, gaps) in [(Form::Cumulative, (2, 1), 1), (Form::Exact, (4, 0), 1)] {
-        order.make(slots.filled(), |_, _| form);
-        datagram.fill(Runs::new(slots.filled(), order, ON_UNDECIDED), 4096).expect("valid");
-        assert_eq!(datagram.answered(), 4);
-        assert_eq!((datagram.exact(), datagram.cumulative()), messages);
-        assert_eq!(datagram.gaps().len(), gaps);
-    }
-}
-
-#[test]
-fn after_a_refused_datagram_only_exact_verdicts_are_used() {
-    let outstanding = Outstanding::new(&[QUEUE]);
-    outstanding.received(QUEUE, 4);
-    assert_eq!(outstanding.form(QUEUE, 3), Form::Exact);
-    assert_eq!(outstanding.form(QUEUE, 4), Form::Cumulative);
-    outstanding.distrust();
-    assert_eq!(outstanding.form(QUEUE, 4), Form::Exact);
-}
-
-#[test]
-fn after_a_second_thread_has_sent_only_exact_verdicts_are_used() {
-    let outstanding = Outstanding::new(&[QUEUE]);
-    let form_elsewhere = || {
-        std::thread::scope(|scope| {
-            scope.spawn(|| outstanding.form(QUEUE, 0)).join().expect("no panic")
-        })
-    };
-    assert_eq!(
-        (outstanding.form(QUEUE, 0), form_elsewhere()),
-        (Form::Cumulative, Form::Cumulative)
-    );
-    outstanding.sending();
-    assert_eq!((outstanding.form(QUEUE, 0), form_elsewhere()), (Form::Cumulative, Form::Exact));
-    std::thread::scope(|scope| scope.spawn(|| outstanding.sending()).join().expect("no panic"));
-    assert_eq!((outstanding.form(QUEUE, 0), form_elsewhere()), (Form::Exact, Form::Exact));
-}
-
-#[test]
-fn a_failed_send_keeps_what_was_not_sent() {
-    let mut library = Library::new(1, 100);
-    (0..6).for_each(|_| library.kernel.enqueue(QUEUE));
-    library.receive(6);
-    for at in 0..6 {
-        library.decide(
-            0,
-            at,
-            Fate { mark: Some(u32::try_from(at).expect("small")), ..plain(Verdict::Accept) },
-        );
-    }
-    library.failing_sends = 1;
-    library.commit(0);
-    assert_eq!(library.kernel.fates.len(), 0);
-    library.commit(0);
-    assert_eq!(library.kernel.fates.len(), 6);
-    library.finish();
-}
+#[path = "batch_cases.rs"]
+mod cases;

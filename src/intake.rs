@@ -82,6 +82,14 @@ impl Intake {
         }
     }
 
+    /// With queues whose ids are beyond the first ones.
+    #[cfg(test)]
+    pub(crate) fn after(queues: impl Iterator<Item = u16>, last_id: u32) -> Self {
+        let mut intake = Self::new(queues);
+        intake.last_ids.iter_mut().for_each(|(_, last)| *last = last_id);
+        intake
+    }
+
     /// Keeps a datagram for the next receive.
     pub(crate) fn keep(&mut self, datagram: &[u8], received: Received) {
         self.kept.push_back(Kept { datagram: datagram.into(), received });
@@ -219,8 +227,7 @@ mod tests {
 
     #[test]
     fn ids_wrap_without_loss() {
-        let last_ids = Box::new([(1, u32::MAX - 1)]);
-        let mut intake = Intake { last_ids, ..Intake::new([1].into_iter()) };
+        let mut intake = Intake::after([1].into_iter(), u32::MAX - 1);
         receive(&mut intake, 1, u32::MAX);
         receive(&mut intake, 1, 0);
         receive(&mut intake, 1, 2);
