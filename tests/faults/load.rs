@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use netfilterqueue::{
-    Batch, ConfigFlags, CopyMode, Error, FlagChange, Packet, Queue, Stats, Verdict,
+    Batch, ConfigFlags, CopyMode, Error, FlagChange, Packet, Queue, QueueBuilder, Stats, Verdict,
 };
 use netfilterqueue_netns::Namespace;
 
@@ -12,10 +12,11 @@ use crate::accounts::{Counted, Fate, Ledger, Traffic, balance, number};
 use crate::support::{kernel_stats, queue_udp, wait_until};
 use crate::{Test, faults};
 
-pub const TESTS: [Test; 3] = faults![
+pub const TESTS: [Test; 4] = faults![
     packets_longer_than_the_buffers_are_dropped_and_counted,
     packets_longer_than_the_buffers_pass_and_are_counted,
     a_thousand_changes_under_a_flood_lose_nothing_uncounted,
+    a_thousand_changes_under_an_overrun_lose_nothing_uncounted,
 ];
 
 const FLOOD: usize = 4_000;
@@ -108,9 +109,20 @@ fn number_of(packet: &Packet<'_>) -> u32 {
 }
 
 fn a_thousand_changes_under_a_flood_lose_nothing_uncounted(_: &Namespace) {
+    let stats = change_under_a_flood(Queue::builder(1));
+    assert_eq!(stats.lost, 0, "it all had room in the socket");
+}
+
+/// Answers of the kernel get lost as well.
+fn a_thousand_changes_under_an_overrun_lose_nothing_uncounted(_: &Namespace) {
+    let stats = change_under_a_flood(Queue::builder(1).receive_buffer(5_000));
+    assert!(stats.lost > 100, "{stats:?}");
+}
+
+fn change_under_a_flood(builder: QueueBuilder) -> Stats {
     let total = CHANGES as usize * PER_CHANGE;
     let (traffic, ledger) = (Traffic::new(total, 64).marking(), Ledger::default());
-    let mut queue = Queue::builder(1).nonblocking(true).bind().unwrap();
+    let mut queue = builder.nonblocking(true).bind().unwrap();
     let _rules = queue_udp(1);
     // How many packets passed a full queue, only the kernel can tell.
     let is_readable = kernel_stats(1).is_some();
@@ -157,4 +169,5 @@ fn a_thousand_changes_under_a_flood_lose_nothing_uncounted(_: &Namespace) {
     let lost = kernel_stats(1)
         .map_or(unseen, |kernel| u64::from(kernel.queue_dropped) + u64::from(kernel.user_dropped));
     traffic.settle(&ledger, Counted { lost, passed: unseen - lost, flushed: 0 });
+    stats
 }

@@ -1,18 +1,24 @@
 //! Floods: more packets than the socket or the queue has room for.
 
+use std::os::fd::AsFd;
 use std::sync::{Mutex, mpsc};
 use std::thread;
 
 use netfilterqueue::{Batch, Queue, QueueBuilder, RetainedPacket, Stats};
 use netfilterqueue_netns::Namespace;
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBuf;
 
 use crate::accounts::{Counted, Fate, Ledger, Traffic, balance, number};
 use crate::support::{SOON, judge_while, queue_udp};
 use crate::{Test, faults};
 
-pub const TESTS: [Test; 5] = faults![
+pub const TESTS: [Test; 6] = faults![
     an_overrun_flood_is_lost_and_counted,
     an_overrun_flood_passes_a_queue_that_fails_open,
+    an_overrun_that_is_reported_is_survived,
     a_flood_over_a_full_queue_is_dropped,
     a_flood_over_a_full_queue_that_fails_open_passes,
     threads_commit_while_the_socket_overruns,
@@ -25,7 +31,10 @@ const SMALL_BUFFER: usize = 50_000;
 
 /// Floods a queue whose judge falls behind again and again.
 fn flood(builder: QueueBuilder, traffic: &Traffic, ledger: &Ledger) -> (Stats, Option<u64>) {
-    let mut queue = builder.bind().unwrap();
+    flood_queue(builder.bind().unwrap(), traffic, ledger)
+}
+
+fn flood_queue(mut queue: Queue, traffic: &Traffic, ledger: &Ledger) -> (Stats, Option<u64>) {
     let _rules = queue_udp(1);
     let mut judged = 0;
     let mut fall_behind = || {
@@ -76,6 +85,22 @@ fn an_overrun_flood_passes_a_queue_that_fails_open(_: &Namespace) {
     let (stats, _) = flood(builder.fail_open(true), &traffic, &ledger);
     assert!(stats.lost > 100, "{stats:?}");
     traffic.settle(&ledger, Counted { passed: stats.lost, ..Counted::default() });
+    expect_gaps(&ledger, 0);
+}
+
+/// A socket from elsewhere without `NETLINK_NO_ENOBUFS`: the kernel reports the overrun, and drops
+/// everything from then on until the socket is empty.
+fn an_overrun_that_is_reported_is_survived(_: &Namespace) {
+    let (traffic, ledger) = new();
+    let mut socket = Socket::new(NETLINK_NETFILTER).unwrap();
+    socket.bind_auto().unwrap();
+    setsockopt(&socket, RcvBuf, &SMALL_BUFFER).unwrap();
+    let socket = socket.as_fd().try_clone_to_owned().unwrap();
+    let builder = Queue::builder(1).receive_buffer(SMALL_BUFFER).max_len(100_000);
+    let queue = builder.bind_on(socket).unwrap();
+    let (stats, _) = flood_queue(queue, &traffic, &ledger);
+    assert!(stats.lost > 100 && stats.overruns > 0, "{stats:?}");
+    traffic.settle(&ledger, Counted { lost: stats.lost, ..Counted::default() });
     expect_gaps(&ledger, 0);
 }
 
