@@ -9,7 +9,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use netfilterqueue::protocol::message::Messages;
 use netfilterqueue::rules::{Hook, InstalledRules, Protocol, Rule, Rules};
@@ -121,7 +121,7 @@ impl Traffic {
 
     /// Waits until so many have been sent.
     pub fn wait_for(&self, sent: u64) {
-        wait_until("the flood", || self.sent() >= sent);
+        keep_up("the flood", || self.sent() >= sent);
     }
 
     /// Asserts that each number that was sent had one fate: it was accepted and arrived, was
@@ -271,6 +271,16 @@ pub fn balance(queue: u16, stats: &Stats, ledger: &Ledger) -> Option<u64> {
     assert_eq!(kernel.waiting, 0, "{kernel:?}");
     assert_eq!(u64::from(kernel.last_id), stats.received + stats.lost, "{kernel:?} {stats:?}");
     Some(kernel.queue_dropped.into())
+}
+
+/// As `wait_until`, for what happens all the time.
+#[track_caller]
+pub fn keep_up(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not happen within {SOON:?}");
+        thread::sleep(Duration::from_micros(20));
+    }
 }
 
 /// Runs a test, and asserts that it leaves no netfilter socket (and so no queue) and no nftables

@@ -14,8 +14,8 @@ use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::time::{TimeVal, TimeValLike};
 use signal_hook::consts::SIGUSR2;
 
-use crate::accounts::{Counted, Ledger, Traffic, balance};
-use crate::support::{SOON, queue_udp, wait_until};
+use crate::accounts::{Counted, Ledger, Traffic, balance, keep_up};
+use crate::support::{SOON, queue_udp};
 use crate::{Test, faults};
 
 pub const TESTS: [Test; 2] =
@@ -75,7 +75,7 @@ fn judge_in_a_storm(queue: &mut Queue) -> Stats {
             let wanted = signals.load(Ordering::SeqCst) + 10;
             let (signals, traffic) = (&signals, &traffic);
             scope.spawn(move || {
-                wait_until("ten signals", || signals.load(Ordering::SeqCst) >= wanted);
+                keep_up("ten signals", || signals.load(Ordering::SeqCst) >= wanted);
                 traffic.send(1, 4);
             });
             assert_eq!(judge(queue), 1);
@@ -87,7 +87,7 @@ fn judge_in_a_storm(queue: &mut Queue) -> Stats {
         scope.spawn(move || {
             while traffic.sent() < last {
                 // No more than have room in the smallest receive buffer.
-                wait_until("room", || traffic.sent() < received_now.load(Ordering::SeqCst) + 150);
+                keep_up("room", || traffic.sent() < received_now.load(Ordering::SeqCst) + 150);
                 traffic.send(BURST, 4);
                 thread::sleep(Duration::from_micros(500));
             }
