@@ -115,7 +115,7 @@ fn a_thousand_changes_under_a_flood_lose_nothing_uncounted(_: &Namespace) {
 /// Answers of the kernel get lost as well, each of which takes some milliseconds to ask again.
 fn changes_under_an_overrun_lose_nothing_uncounted(_: &Namespace) {
     let stats = change_under_a_flood(Queue::builder(1).receive_buffer(5_000), 200);
-    assert!(stats.lost > 100, "{stats:?}");
+    assert!(stats.lost > 0, "{stats:?}");
 }
 
 fn change_under_a_flood(builder: QueueBuilder, changes: u64) -> Stats {
