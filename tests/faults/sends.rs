@@ -19,10 +19,11 @@ use crate::accounts::{Counted, Fate, Ledger, Traffic, balance, number};
 use crate::support::{SOON, queue_udp, receive_exactly};
 use crate::{Test, faults};
 
-pub const TESTS: [Test; 3] = faults![
+pub const TESTS: [Test; 4] = faults![
     a_commit_that_fails_midway_goes_on_where_it_failed,
     a_send_buffer_that_shrinks_and_grows_changes_no_decision,
     a_thread_without_memory_changes_no_decision,
+    a_run_without_memory_leaves_its_decisions_to_the_next,
 ];
 
 /// The last byte of what was edited.
@@ -160,14 +161,19 @@ fn make_sends_fail(errno: Errno) -> Result<(), Box<dyn StdError>> {
     Ok(())
 }
 
+/// Whether this kernel lets that happen; says so if not.
+fn sends_can_fail() -> bool {
+    let try_it = || make_sends_fail(Errno::ENOBUFS).map_err(|error| error.to_string());
+    let result = thread::spawn(try_it).join().unwrap();
+    result.inspect_err(|obstacle| eprintln!("left out: {obstacle}")).is_ok()
+}
+
 /// The kernel's lack of memory comes and goes; here it is one thread's, and another one's send
 /// succeeds. The library tries for a while by itself.
 fn a_thread_without_memory_changes_no_decision(_: &Namespace) {
     const ROUND: usize = 60;
     const GIVEN_UP: usize = 2;
-    let is_possible = || make_sends_fail(Errno::ENOBUFS).map_err(|error| error.to_string());
-    if let Err(obstacle) = thread::spawn(is_possible).join().unwrap() {
-        eprintln!("left out: {obstacle}");
+    if !sends_can_fail() {
         return;
     }
     let reasons = [Errno::ENOBUFS, Errno::ENOMEM, Errno::EAGAIN, Errno::EPERM];
@@ -220,4 +226,32 @@ fn a_thread_without_memory_changes_no_decision(_: &Namespace) {
     queue.set_nonblocking(true);
     queue.run(|_| panic!("nothing was sent")).unwrap();
     settle(&queue, &traffic, &ledger);
+}
+
+/// The decisions of the batch are kept, and what it did not receive still waits.
+fn a_run_without_memory_leaves_its_decisions_to_the_next(_: &Namespace) {
+    if !sends_can_fail() {
+        return;
+    }
+    const BATCH: usize = 64;
+    let mut queue = Queue::builder(1).batch_len(BATCH).nonblocking(true).bind().unwrap();
+    let _rules = queue_udp(1);
+    let (traffic, ledger) = (Traffic::new(10 * BATCH, 4), Ledger::default());
+    for _ in 0..4 {
+        traffic.send(2 * BATCH, 4);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                make_sends_fail(Errno::ENOMEM).unwrap();
+                let error = queue.run(|packet| ledger.judge(packet)).unwrap_err();
+                assert_eq!(errno(&error), Some(Errno::ENOMEM), "{error:?}");
+            });
+        });
+        assert_eq!(queue.stats().held, BATCH as u64);
+        queue.run(|packet| ledger.judge(packet)).unwrap();
+        assert_eq!(queue.stats().held, 0);
+    }
+    let stats = queue.stats();
+    balance(1, &stats, &ledger);
+    assert_eq!((stats.lost, stats.refused), (0, 0), "{stats:?}");
+    traffic.settle(&ledger, Counted::default());
 }
