@@ -39,9 +39,9 @@ impl Drop for Storm<'_> {
     }
 }
 
-fn signal(target: Pthread, sent: &AtomicU64, is_over: &AtomicBool) {
+fn signal(target: usize, sent: &AtomicU64, is_over: &AtomicBool) {
     while !is_over.load(Ordering::SeqCst) {
-        pthread_kill(target, Signal::SIGUSR2).expect("the thread lives");
+        pthread_kill(target as Pthread, Signal::SIGUSR2).expect("the thread lives");
         sent.fetch_add(1, Ordering::SeqCst);
         thread::sleep(Duration::from_micros(50));
     }
@@ -54,7 +54,8 @@ fn judge_in_a_storm(queue: &mut Queue) -> Stats {
     signal_hook::flag::register(SIGUSR2, Arc::default()).expect("a handler");
     let _rules = queue_udp(1);
     let (signals, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
-    let this_thread = pthread_self();
+    // With musl it is a pointer, which cannot be given to another thread.
+    let this_thread = pthread_self() as usize;
     let received = AtomicU64::new(0);
     thread::scope(|scope| {
         let storm = Storm { is_over: &is_over };
