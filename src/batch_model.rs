@@ -144,7 +144,7 @@ impl Library {
         }
     }
 
-    /// Of those that are received, the ones at multiples of `truncated` do not fit, unless that is 0.
+    /// Those at multiples of `truncated`, unless that is 0, do not fit in their buffers.
     fn receive(&mut self, most: usize, truncated: usize) {
         let packets = self.kernel.deliver(most);
         let mut slots = Slots::new(most, 256);
