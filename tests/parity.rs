@@ -13,6 +13,8 @@ mod fnfqueue;
 mod go_nfqueue;
 #[path = "live/harness.rs"]
 mod harness;
+#[path = "live/kernel.rs"]
+mod kernel;
 #[path = "parity/nobody.rs"]
 mod nobody;
 #[path = "parity/nobody_features.rs"]

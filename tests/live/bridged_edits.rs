@@ -9,7 +9,7 @@ use crate::bridged::{
 };
 use crate::craft::{correct, data, data_mut};
 use crate::edits::edit_one;
-use crate::kernel::{lacks, queue_bridged, takes_bytes_of_frames};
+use crate::kernel::{FRAME_EDITS, lacks, queue_bridged, takes_bytes_of_frames};
 use crate::netns::{LEFT, addresses};
 use crate::support::{UdpPair, queue_udp_at, receive_exactly};
 use crate::{Test, tests};
@@ -234,7 +234,7 @@ fn filling_of_short_frames_is_not_data(namespace: &Namespace) {
     let mut queue = Queue::builder(1).bind().unwrap();
     let Some(_rules) = queue_bridged(Hook::FORWARD, udp_rule(1)) else { return };
     if !takes_bytes_of_frames() {
-        return lacks("edits of frames", "no bytes come back for them");
+        return lacks(FRAME_EDITS, "no bytes come back for them");
     }
     let (mut filler, _filler_rules) = bridged
         .left

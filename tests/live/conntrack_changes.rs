@@ -8,7 +8,7 @@ use netfilterqueue_netns::Namespace;
 use crate::captures::keep;
 use crate::craft::{correct, data, data_mut};
 use crate::flows::{Flow, Seen, accept_one, unchanged};
-use crate::kernel::{bind_with_conntrack, takes_bytes, version};
+use crate::kernel::{bind_with_conntrack, expect_priority, takes_bytes, version};
 use crate::support::{UdpPair, V4, V6, judge, queue_udp, queue_udp_at, receive_exactly};
 use crate::{Test, tests};
 
@@ -144,11 +144,10 @@ fn one_verdict_changes_packet_mark_bytes_and_flow(namespace: &Namespace) {
             packet.set_conntrack(mark(MarkChange::set(0x33)));
         });
         let changed = if takes_bytes() { b"AFTER!" } else { b"before" };
-        let has_priority = version() >= (5, 18);
         let seen = accept_one(&mut later, |packet| {
             assert_eq!(data(packet.payload()), changed);
             assert_eq!(packet.mark(), Some(0x11));
-            assert_eq!(packet.priority(), has_priority.then_some(0x22));
+            expect_priority(packet.priority(), 0x22);
         });
         assert_eq!(seen.mark, 0x33);
         assert_eq!(flow.udp.receive_all(1), [changed]);

@@ -13,7 +13,7 @@ use crate::flow::{
     Expect, MARKS, OUTCOMES, accept, expect_dropped, expect_passing, expect_queued, install,
     judge_next, udp_rules,
 };
-use crate::kernel::{BEFORE_BR_NETFILTER, has_nft_queue, install_for_bridge};
+use crate::kernel::{BEFORE_BR_NETFILTER, has_nft_queue, install_for_bridge, untested};
 use crate::netns::Bridged;
 use crate::support::{Peers, UdpPair, V4, wait_until};
 use crate::{Test, tests};
@@ -196,7 +196,7 @@ fn rules_of_iptables_will_do(router: &Namespace) {
 fn rules_of_nft_will_do(router: &Namespace) {
     let peers = Peers::of(router);
     if !has_nft_queue() {
-        return eprintln!("the kernel has no nft_queue");
+        return untested("nft", "there is no nft_queue for it");
     }
     if run(Command::new("nft").arg(NFT)) {
         expect_flow_bypass(&peers);
@@ -207,7 +207,7 @@ fn rules_of_nft_will_do(router: &Namespace) {
 fn run(command: &mut Command) -> bool {
     match command.output() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            eprintln!("not tested: there is no {:?}", command.get_program());
+            untested(&command.get_program().to_string_lossy(), "there is no such program");
             false
         }
         output => {

@@ -1,9 +1,12 @@
 //! What kernels may lack, and the refusal that says so: a test of such a feature still has
 //! something to assert on a kernel without it.
 
+#![allow(dead_code, reason = "every test binary that includes this file uses a part of it")]
+
 use std::env;
 use std::fmt::Display;
 use std::fs;
+use std::io::Write;
 
 use netfilterqueue::rules::{Family, Hook, InstalledRules, Mechanism, Rule, Rules};
 use netfilterqueue::{ConfigFlags, Error, Queue, QueueBuilder};
@@ -12,12 +15,58 @@ use netfilterqueue::{ConfigFlags, Error, Queue, QueueBuilder};
 /// them: for a run on a kernel that has them.
 const REQUIRED: &str = "NETFILTERQUEUE_REQUIRE_FEATURES";
 
-/// Notes how the kernel says that it lacks a feature; panics if this run requires it.
+/// The file that what is lacking is added to, a line each time: for a run that sums up.
+const NOTES: &str = "NETFILTERQUEUE_NOTES";
+
+/// What kernels have since a version that this library still works without.
+const SINCE: [(&str, (u32, u32)); 4] = [
+    ("owner tables", (5, 12)),
+    ("UDP super-packets", (5, 14)),
+    ("priority", (5, 18)),
+    ("cgroup class id", (6, 4)),
+];
+
+/// Notes how the kernel says that it lacks a feature; panics if this run requires it, or if it came
+/// with an earlier version.
+#[track_caller]
 pub fn lacks(feature: &str, refusal: impl Display) {
     let required = env::var(REQUIRED).unwrap_or_default();
     let is_required = required.split_whitespace().any(|name| name == feature);
     assert!(!is_required, "{feature} is in {REQUIRED}, but: {refusal}");
-    eprintln!("this kernel lacks {feature}: {refusal}");
+    let since = SINCE.iter().find(|(name, _)| *name == feature).map(|(_, since)| *since);
+    if let Some((major, minor)) = since {
+        let here = version();
+        assert!(here < (major, minor), "{feature} is there since {major}.{minor}, but: {refusal}");
+        note("lacks", &format!("{feature} (since {major}.{minor})"), refusal);
+    } else {
+        note("lacks", feature, refusal);
+    }
+}
+
+/// Notes what could not be tested here, through no fault of the kernel.
+pub fn untested(what: &str, why: impl Display) {
+    note("untested", what, why);
+}
+
+fn note(kind: &str, what: &str, why: impl Display) {
+    let line = format!("{kind} {what}: {}\n", why.to_string().replace('\n', " "));
+    eprint!("{line}");
+    if let Some(path) = env::var_os(NOTES) {
+        let file = fs::OpenOptions::new().append(true).create(true).open(path);
+        // In one piece, for others write there as well.
+        file.and_then(|mut file| file.write_all(line.as_bytes())).expect("it is noted down");
+    }
+}
+
+/// Checks the priority of a packet that another queue or a socket has set.
+#[track_caller]
+pub fn expect_priority(told: Option<u32>, set: u32) {
+    match told {
+        // Zero is what packets have of themselves, and never told.
+        None if set == 0 => {}
+        None => lacks("priority", "it is not told"),
+        Some(told) => assert_eq!(told, set),
+    }
 }
 
 /// The kernel's version, such as 6.12.
@@ -31,6 +80,9 @@ pub fn version() -> (u32, u32) {
 pub fn takes_bytes_of_frames() -> bool {
     version() < (7, 2)
 }
+
+/// What kernels lack that do not take bytes of frames back.
+pub const FRAME_EDITS: &str = "edits of bridged frames (up to 7.1)";
 
 /// Whether bytes may come back here: since 7.2 only where the initial user namespace is in charge.
 pub fn takes_bytes() -> bool {

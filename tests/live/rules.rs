@@ -15,6 +15,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
 
+use crate::kernel::lacks;
 use crate::support::{
     Peers, SOON, UdpPair, V4, V6, expect_no_packet, queue_udp, queue_udp_at, receive_exactly,
     udp_data, wait_until,
@@ -413,7 +414,7 @@ fn a_killed_process_leaves_no_rules(_: &Namespace) {
     udp.expect_nothing();
     holder.kill();
     if says == "not owned" {
-        eprintln!("the kernel has no tables with owners, as before 5.12: the rules stay");
+        lacks("owner tables", "the rules stay");
         udp.send(b"dropped");
         return udp.expect_nothing();
     }

@@ -10,6 +10,7 @@ use netfilterqueue::{
 use netfilterqueue_netns::Namespace;
 
 use crate::held::{bind, byte};
+use crate::kernel::expect_priority;
 use crate::support::{
     UdpPair, V4, judge, judge_while, kernel_stats, queue_udp, queue_udp_at, receive_exactly,
     wait_until,
@@ -198,14 +199,6 @@ fn the_kernel_holds_65536_packets_or_all(_: &Namespace) {
     drop(queue);
 }
 
-/// Whether the kernel knows priorities: since 5.18.
-fn knows_priorities() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
-    let version: (u32, u32) = (numbers.next().unwrap(), numbers.next().unwrap());
-    version >= (5, 18)
-}
-
 /// Two queues that the same packets pass, one after the other.
 fn two_queues() -> ([Queue; 2], [InstalledRules; 2]) {
     let queues = [1, 2].map(|number| Queue::builder(number).bind().unwrap());
@@ -214,17 +207,19 @@ fn two_queues() -> ([Queue; 2], [InstalledRules; 2]) {
     (queues, [queue_udp(1), later])
 }
 
-/// The priorities of so many packets that wait, which are accepted.
-fn priorities(queue: &mut Queue, count: usize) -> Vec<Option<u32>> {
-    let mut batch = receive_exactly(queue, count);
-    let priorities = batch.iter_mut().map(|packet| packet.priority()).collect();
+/// Accepts the packets that wait, which must have these priorities.
+#[track_caller]
+fn expect_priorities<const N: usize>(queue: &mut Queue, set: [u32; N]) {
+    let mut batch = receive_exactly(queue, N);
+    let told: Vec<_> = batch.iter_mut().map(|packet| packet.priority()).collect();
     judge(&mut batch, Verdict::Accept);
-    priorities
-}
-
-/// As a later queue sees them.
-fn known<const N: usize>(priorities: [Option<u32>; N]) -> [Option<u32>; N] {
-    priorities.map(|priority| priority.filter(|_| knows_priorities()))
+    // A kernel that tells of one tells of all.
+    assert!(
+        told.iter().zip(set).all(|(told, set)| told.is_some() == (set > 0))
+            || told.iter().all(Option::is_none),
+        "{told:?}"
+    );
+    told.into_iter().zip(set).for_each(|(told, set)| expect_priority(told, set));
 }
 
 fn a_priority_is_seen_by_later_queues(_: &Namespace) {
@@ -243,8 +238,7 @@ fn a_priority_is_seen_by_later_queues(_: &Namespace) {
     }
     batch.commit().unwrap();
     assert_eq!((first.stats().exact_verdicts, first.stats().cumulative_verdicts), (4, 0));
-    let seen = known([None, Some(3), Some(0xdead_beef), None]);
-    assert_eq!(priorities(&mut second, 4), seen);
+    expect_priorities(&mut second, [0, 3, 0xdead_beef, 0]);
     assert_eq!(udp.receive_all(4), [[0], [1], [2], [3]]);
 }
 
@@ -260,8 +254,7 @@ fn equal_priorities_are_one_message(_: &Namespace) {
     batch.commit().unwrap();
     let stats = first.stats();
     assert_eq!((stats.exact_verdicts, stats.cumulative_verdicts, stats.send_calls), (0, 2, 1));
-    let seen = known([5, 5, 5, 6, 6, 6, 6].map(Some));
-    assert_eq!(priorities(&mut second, 7), seen);
+    expect_priorities(&mut second, [5, 5, 5, 6, 6, 6, 6]);
     udp.receive_all(7);
 }
 
@@ -276,6 +269,6 @@ fn a_retained_packet_takes_its_priority_along(_: &Namespace) {
     assert_eq!(retained.priority(), Some(3));
     retained.set_priority(4);
     retained.accept().unwrap();
-    assert_eq!(priorities(&mut second, 1), known([Some(4)]));
+    expect_priorities(&mut second, [4]);
     assert_eq!(udp.receive_all(1), [b"a"]);
 }
