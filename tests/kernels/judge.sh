@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by tests/kernels/run: what a guest's output means.
 
 # Warnings of the kernel that are its own affair, as PATTERN:WHY.
@@ -60,6 +61,7 @@ judge_program() {
     numbers=("${BASH_REMATCH[@]:1}")
     failed=$(sed -nE 's/^test (.*[^ ]) +\.\.\. FAILED$/\1/p' "$output" | paste -sd ' ')
     line="$program ${numbers[0]} passed, ${numbers[1]} failed, $((numbers[2] + numbers[3])) skipped"
+    if [ "$status" != 0 ] && [ -z "$failed" ]; then failed=$(of_status "$status"); fi
     parts+=("$line${failed:+ ($failed)}")
     [ "$status" = 0 ] && [ "${numbers[0]}" -gt 0 ] && [ "${numbers[1]}" = 0 ] && [ "${numbers[2]}" = 0 ] || return 1
     [ "${numbers[3]}" = 0 ] || [ -n "$some" ]
