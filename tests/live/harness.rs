@@ -20,8 +20,14 @@ use netfilterqueue::Queue;
 use netfilterqueue::rules::{Family, FlowMarks, Hook, Protocol, Rule, Rules};
 use netfilterqueue_netns::{Error, Namespace, enter_user_namespace, stay_if_resident};
 
-/// A test that hangs is ended as failed after this long.
+/// A test that hangs is ended as failed after this long, or after `NETFILTERQUEUE_TIME_LIMIT`
+/// seconds: emulated machines take theirs.
 pub const TIME_LIMIT: Duration = Duration::from_secs(60);
+
+fn time_limit() -> Duration {
+    let told = std::env::var("NETFILTERQUEUE_TIME_LIMIT");
+    told.map_or(TIME_LIMIT, |seconds| Duration::from_secs(seconds.parse().expect("seconds")))
+}
 
 /// A named test. It runs in a thread inside a fresh namespace with loopback up.
 pub type Test = (&'static str, fn(&Namespace));
@@ -93,10 +99,11 @@ fn run(test: fn(&Namespace)) -> Result<(), Failed> {
         let namespace = Namespace::new().expect("a namespace of its own");
         let _ = done.send(catch_unwind(|| namespace.run(|| test(&namespace))));
     });
-    match result.recv_timeout(TIME_LIMIT) {
+    let limit = time_limit();
+    match result.recv_timeout(limit) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(panic)) => Err(Failed::from(text(&*panic))),
-        Err(_) => Err(Failed::from(format!("took longer than {TIME_LIMIT:?}"))),
+        Err(_) => Err(Failed::from(format!("took longer than {limit:?}"))),
     }
 }
 
