@@ -14,7 +14,8 @@ output_of() {
         $0 == begin { inside = 1 }' "$1"
 }
 
-# Prints the line about a kernel: NAME LOG MARK SECONDS QEMU_STATUS SOME PROGRAM... Returns 0 if all is well.
+# Prints the line about a kernel: NAME LOG MARK SECONDS QEMU_STATUS SOME PROGRAM... Returns 0 if all
+# is well.
 judge() {
     local name=$1 log=$2 mark=$3 seconds=$4 qemu=$5 some=$6 bad=0 program parts=() kernel status
     shift 6
