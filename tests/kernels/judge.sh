@@ -117,7 +117,7 @@ judge_warnings() {
 noted() {
     local list
     list=$(sed -n "s/^$mark noted $1 //p" "$3" | sed 's/:.*//' | sort -u | paste -sd ,)
-    echo "$2 ${list:-nothing}" | sed 's/,/, /g; s/not tested: nothing/all tested/'
+    echo "$2 ${list:-nothing}" | sed 's/,/, /g'
 }
 
 # Why a guest has ended.
