@@ -257,7 +257,7 @@ impl QueueBuilder {
         if origin == Origin::Elsewhere {
             control.clear(&binding, &mut intake)?;
             // Somebody else may receive packets on it, which are then not counted here.
-            binding.outstanding().distrust();
+            binding.outstanding().share();
         }
         let flags = self.settings.flags;
         for number in binding.outstanding().queues() {

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use crate::slot::Content;
 use crate::socket::{Arrival, Received};
 use crate::stats::{Refusal, Stats};
+use crate::sweep::{Unpermitted, swept_queue};
 use crate::verdicts::Outstanding;
 
 /// Most refusals that are kept for the user; older ones are only counted.
@@ -25,6 +26,7 @@ pub(crate) struct Intake {
     last_ids: Box<[(u16, u32)]>,
     refusals: VecDeque<Refusal>,
     kept: VecDeque<Kept>,
+    unpermitted: Unpermitted,
 }
 
 /// Packets of a queue without a gap between them, which are counted together.
@@ -79,6 +81,7 @@ impl Intake {
             last_ids,
             refusals: VecDeque::with_capacity(REFUSALS_MAX),
             kept: VecDeque::new(),
+            unpermitted: Unpermitted::default(),
         }
     }
 
@@ -99,6 +102,7 @@ impl Intake {
     pub(crate) fn forget(&mut self, is_stale: impl Fn(u16) -> bool) {
         self.stats = Stats::default();
         self.refusals.clear();
+        self.unpermitted = Unpermitted::default();
         self.kept.retain(|kept| {
             let packet = PacketIndex::salvage(&kept.datagram);
             !packet.is_some_and(|packet| is_stale(packet.queue()))
@@ -169,6 +173,13 @@ impl Intake {
             _ => return,
         };
         let errno = Errno::from_raw(ack.errno());
+        if let Some(queue) = swept_queue(ack.request_port()) {
+            // Nothing is left, or all are dropped.
+            if ack.errno() == 0 || errno == Errno::ENOENT {
+                self.unpermitted.remove(queue);
+            }
+            return;
+        }
         if ack.errno() == 0 {
             return;
         }
@@ -182,7 +193,20 @@ impl Intake {
         // Verdict messages carry the packet id as their sequence number and the queue as their port
         // id.
         let queue = u16::try_from(ack.request_port()).unwrap_or_default();
+        if errno == Errno::EPERM && outstanding.counts_all(queue) {
+            self.unpermitted.add(queue);
+        }
         self.refusals.push_back(Refusal { queue, id: ack.request_sequence(), cumulative, errno });
+    }
+
+    /// Whether verdicts were refused whose packets may wait still.
+    pub(crate) const fn has_unpermitted(&self) -> bool {
+        !self.unpermitted.is_empty()
+    }
+
+    /// The queues of such packets, each with the newest packet id that was received.
+    pub(crate) fn unpermitted(&self) -> impl Iterator<Item = (u16, u32)> {
+        self.last_ids.iter().copied().filter(|(queue, _)| self.unpermitted.has(*queue))
     }
 
     /// The refusals since the last call, oldest first.

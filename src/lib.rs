@@ -36,6 +36,7 @@ mod slots;
 mod socket;
 mod stats;
 mod stop;
+mod sweep;
 mod sync;
 mod verdicts;
 

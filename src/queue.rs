@@ -46,6 +46,8 @@ pub struct Queue {
     pub(crate) can_block: bool,
     /// When to try again to send verdicts that nobody else can.
     pub(crate) retry_at: Option<Instant>,
+    /// When to drop, or to try again to drop, packets whose verdicts were refused.
+    pub(crate) sweep_at: Option<Instant>,
 }
 
 /// What the kernel was told about a queue.
@@ -104,6 +106,7 @@ impl Queue {
             drained: false,
             can_block: true,
             retry_at: None,
+            sweep_at: None,
         }
     }
 
@@ -148,10 +151,11 @@ impl Queue {
     /// When a program that does not block in [`Queue::recv`] should call it although no packet may
     /// have come: when the next deadline of a retained packet passes
     /// ([`RetainedPacket::set_deadline`](crate::RetainedPacket::set_deadline)), or a verdict that
-    /// could not be sent is to be tried again.
+    /// could not be sent, or was refused for want of the capability, is to be seen to again.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.binding.deadlines().next().into_iter().chain(self.retry_at).min()
+        let next = self.binding.deadlines().next();
+        next.into_iter().chain(self.retry_at).chain(self.sweep_at).min()
     }
 
     /// The queue numbers, ascending.

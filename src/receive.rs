@@ -1,5 +1,6 @@
 //! Receiving on a queue: waiting for packets, and seeing to verdicts that nobody else gives.
 
+use std::io::IoSlice;
 use std::mem;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use crate::intake::Consecutive;
 use crate::queue::Queue;
 use crate::socket::{RECEIVE_FEW, RECEIVE_MAX, Wake};
 use crate::stop::WakeUp;
+use crate::sweep::sweep;
 use crate::verdicts::Answer;
 
 /// After this long, verdicts that could not be sent and that nobody else can send are tried again.
@@ -163,6 +165,28 @@ impl Queue {
         }
         let is_left = self.binding.send_orphans();
         self.retry_at = is_left.then(|| Instant::now() + RETRY_AFTER);
+        if self.intake.has_unpermitted() {
+            self.sweep();
+        } else {
+            self.sweep_at = None;
+        }
+    }
+
+    /// Drops packets whose verdicts the kernel refused for want of the capability, where nobody
+    /// holds a packet that this would reach.
+    #[cold]
+    fn sweep(&mut self) {
+        let now = Instant::now();
+        if self.sweep_at.is_some_and(|at| at > now) {
+            return;
+        }
+        self.sweep_at = Some(now + RETRY_AFTER);
+        for (queue, last_id) in self.intake.unpermitted() {
+            if self.binding.outstanding().is_idle(queue) {
+                // Without an answer it is tried again.
+                let _ = self.binding.socket().send(&[IoSlice::new(&sweep(queue, last_id))]);
+            }
+        }
     }
 
     /// One pass over what has been kept and what waits. Returns the number of packets.
@@ -207,6 +231,9 @@ impl Queue {
         }
         self.intake.count_packets(run, self.binding.outstanding());
         self.binding.counters().publish(&self.intake.stats);
+        if self.intake.has_unpermitted() && self.sweep_at.is_none() {
+            self.sweep_at = Some(Instant::now());
+        }
         if packets > 0 {
             batch.attach(&self.binding);
         }

@@ -15,7 +15,7 @@
 //! verdicts are sent only while all verdicts of the queue come from one thread, which keeps a
 //! thread with the capability from judging the packets of one without; and after a refusal was
 //! read, not at all. What remains is a thread that loses the capability and regains it between two
-//! commits.
+//! commits. The packets of a refused verdict are dropped later (`sweep`).
 
 use netfilterqueue_protocol::attribute;
 use netfilterqueue_protocol::error::EncodeError;
@@ -41,6 +41,8 @@ pub(crate) struct Outstanding {
     /// In the order of the queue numbers.
     queues: Box<[(u16, AtomicU64)]>,
     exact_only: AtomicBool,
+    /// Somebody else may receive packets that are not counted here.
+    is_shared: AtomicBool,
     /// The number of the thread that has sent the first verdict; 0 while there is none.
     sender: AtomicU64,
 }
@@ -53,6 +55,7 @@ impl Outstanding {
         Self {
             queues: numbers.into_iter().map(|number| (number, AtomicU64::new(0))).collect(),
             exact_only: AtomicBool::new(false),
+            is_shared: AtomicBool::new(false),
             sender: AtomicU64::new(0),
         }
     }
@@ -102,6 +105,17 @@ impl Outstanding {
         self.exact_only.store(true, Ordering::SeqCst);
     }
 
+    /// Notes that somebody else may receive packets of these queues, which are not counted here.
+    pub(crate) fn share(&self) {
+        self.is_shared.store(true, Ordering::SeqCst);
+        self.distrust();
+    }
+
+    /// Whether all packets of a queue are counted here.
+    pub(crate) fn counts_all(&self, queue: u16) -> bool {
+        self.is_ours(queue) && !self.is_shared.load(Ordering::SeqCst)
+    }
+
     /// Whether a queue is one of those.
     pub(crate) fn is_ours(&self, queue: u16) -> bool {
         self.of(queue).is_some()
@@ -110,6 +124,11 @@ impl Outstanding {
     /// The queue numbers, ascending.
     pub(crate) fn queues(&self) -> impl ExactSizeIterator<Item = u16> {
         self.queues.iter().map(|(number, _)| *number)
+    }
+
+    /// Whether every packet of a queue that was received counts as answered.
+    pub(crate) fn is_idle(&self, queue: u16) -> bool {
+        self.of(queue).is_some_and(|count| count.load(Ordering::SeqCst) == 0)
     }
 
     /// How many packets are unanswered now, over all queues.

@@ -134,7 +134,7 @@ fn closing_without_the_capability_is_reported(_: &Namespace) {
 }
 
 /// The kernel refuses a whole datagram and says so once, about its first message. The packets count
-/// as answered and their handles are gone, but they wait on until the queue is closed.
+/// as answered and their handles are gone, but they wait on until a receive drops them.
 fn verdicts_without_the_capability_are_reported(_: &Namespace) {
     let mut queue = Queue::builder(1).bind().unwrap();
     let _rules = queue_udp(1);
@@ -149,14 +149,14 @@ fn verdicts_without_the_capability_are_reported(_: &Namespace) {
         batch.commit().expect("refusals come later");
         retained.accept().expect("refusals come later");
     });
+    if let Some(kernel) = kernel_stats(1) {
+        assert_eq!(kernel.waiting, 4, "the packets still wait");
+    }
     let refusals = read_refusals(&mut queue);
     assert_eq!(refusals, [(1, false, Errno::EPERM), (4, false, Errno::EPERM)]);
     let stats = queue.stats();
     assert_eq!((stats.refused, stats.answered, stats.held), (2, 4, 0));
-    if let Some(kernel) = kernel_stats(1) {
-        assert_eq!(kernel.waiting, 4, "the packets still wait");
-    }
-    // From here on a cumulative verdict would judge the waiting ones too.
+    // From here on a cumulative verdict could judge the waiting ones too.
     for _ in 0..2 {
         udp.send_each(5..=6);
         judge(&mut receive_exactly(&mut queue, 2), Verdict::Accept);
@@ -164,6 +164,9 @@ fn verdicts_without_the_capability_are_reported(_: &Namespace) {
     }
     let stats = queue.stats();
     assert_eq!((stats.cumulative_verdicts, stats.refused), (0, 2));
+    if let Some(kernel) = kernel_stats(1) {
+        assert_eq!(kernel.waiting, 0, "dropped before these came");
+    }
     queue.close().unwrap();
     udp.expect_nothing();
 }
