@@ -96,6 +96,11 @@ impl Traffic {
         }
     }
 
+    /// The ports that the datagrams go to.
+    pub fn ports(&self) -> impl Iterator<Item = u16> {
+        self.addresses.iter().map(SocketAddr::port)
+    }
+
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::SeqCst).into()
     }
@@ -304,7 +309,7 @@ pub fn netfilter_sockets() -> usize {
 }
 
 /// How many nftables tables there are in this thread's namespace, of whatever family.
-fn tables() -> usize {
+pub fn tables() -> usize {
     const NFT_MSG_NEWTABLE: u16 = 10 << 8;
     /// `NFT_MSG_GETTABLE` with `NLM_F_REQUEST | NLM_F_DUMP`, for all families.
     const REQUEST: ([u8; 4], u16, u16) = (20_u32.to_ne_bytes(), NFT_MSG_NEWTABLE + 1, 0x301);

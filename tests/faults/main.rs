@@ -6,14 +6,22 @@
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod accounts;
+mod capability;
+mod children;
 mod churn;
+mod clocks;
+mod flushes;
 #[path = "../live/harness.rs"]
 mod harness;
 mod held;
+mod interference;
 mod load;
+mod panics;
 mod pressure;
+mod processes;
 mod sends;
 mod signals;
+mod strangers;
 #[path = "../live/support.rs"]
 mod support;
 
@@ -23,6 +31,9 @@ use accounts::faults;
 use harness::Test;
 
 fn main() -> ExitCode {
+    if let Some(played) = children::play() {
+        return played;
+    }
     let before = accounts::descriptors();
     let tests = [
         &pressure::TESTS[..],
@@ -31,6 +42,13 @@ fn main() -> ExitCode {
         &load::TESTS[..],
         &sends::TESTS[..],
         &signals::TESTS[..],
+        &panics::TESTS[..],
+        &processes::TESTS[..],
+        &flushes::TESTS[..],
+        &interference::TESTS[..],
+        &strangers::TESTS[..],
+        &capability::TESTS[..],
+        &clocks::TESTS[..],
     ];
     let result = harness::main(&tests.concat());
     // A test that failed may have left a thread at work.
