@@ -1,12 +1,11 @@
 //! Child processes: this program once more, with a part to play in a fault. They take commands as
 //! lines and answer with lines, and end with their input.
 
-use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{env, io, thread};
 
@@ -155,31 +154,30 @@ const STALL: u32 = 2;
 /// Binds queue 1 and judges its packets. What it decides it says before the verdict is sent.
 ///
 /// `bind MAX_LEN RECEIVE_BUFFER` comes first. `rules` queues UDP; `keep` retains every packet from
-/// then on and `stall` judges none; `release` drops what is retained, and `stats` counts.
+/// then on and `stall` judges none; `stats` tells the counters.
 fn worker() -> io::Result<()> {
     let mut commands = commands();
     let bind = commands.next().unwrap_or_default();
     let mut sizes = bind.split(' ').skip(1).filter_map(|size| size.parse().ok());
     let (max_len, buffer) = (sizes.next().unwrap_or(1024_u32), sizes.next().unwrap_or(1 << 20));
     let builder = Queue::builder(1).max_len(max_len).receive_buffer(buffer as usize);
-    let mut queue = match builder.bind() {
+    let queue = match builder.bind() {
         Ok(queue) => queue,
         Err(error) => return say(&error.to_string()),
     };
     say("bound")?;
     let mode = Arc::new(AtomicU32::new(JUDGE));
-    let kept = Arc::new(Mutex::new(VecDeque::new()));
     let stats = queue.stats_handle();
     let judging = {
-        let (mode, kept) = (Arc::clone(&mode), Arc::clone(&kept));
-        queue.set_nonblocking(false);
+        let mode = Arc::clone(&mode);
+        let mut kept = Vec::new();
         Judging::start(queue, move |packet| {
             while mode.load(Ordering::SeqCst) == STALL {
                 thread::sleep(TIME_LIMIT);
             }
             if mode.load(Ordering::SeqCst) == KEEP {
                 let (retained, decided) = packet.retain();
-                kept.lock().expect("nobody panicked").push_back(retained);
+                kept.push(retained);
                 return decided;
             }
             judge_aloud(packet)
@@ -192,12 +190,12 @@ fn worker() -> io::Result<()> {
                 let installed = rules.insert(queue_udp(1));
                 say(if installed.is_owned() { "owned" } else { "not owned" })?;
             }
-            "judge" => mode.store(JUDGE, Ordering::SeqCst),
-            "keep" => mode.store(KEEP, Ordering::SeqCst),
-            "stall" => mode.store(STALL, Ordering::SeqCst),
-            "release" => kept.lock().expect("nobody panicked").clear(),
+            "keep" | "stall" => {
+                let is_keep = command == "keep";
+                mode.store(if is_keep { KEEP } else { STALL }, Ordering::SeqCst);
+                say(&command)?;
+            }
             "stats" => say(&stats_line(&stats.stats()))?,
-            "close" => break,
             unknown => return Err(io::Error::other(format!("{unknown:?} is no command"))),
         }
     }
@@ -252,15 +250,23 @@ impl Played {
         (worker, owned == "owned")
     }
 
-    /// The counters of a worker, noting what else it says.
-    pub fn stats(&mut self, ledger: &Ledger) -> [u64; 5] {
-        self.tell("stats");
+    /// Gives a worker a command and waits for the line that answers it, which begins with the
+    /// command, noting what else it says.
+    #[track_caller]
+    pub fn order(&mut self, ledger: &Ledger, command: &str) -> String {
+        self.tell(command);
         loop {
             let line = self.line();
-            if line.starts_with("stats ") {
-                return told_stats(&line);
+            if line.starts_with(command) {
+                return line;
             }
-            note_all(ledger, [line]);
+            assert_eq!(note_all(ledger, [line]), [""; 0]);
         }
+    }
+
+    /// The counters of a worker.
+    #[track_caller]
+    pub fn stats(&mut self, ledger: &Ledger) -> [u64; 5] {
+        told_stats(&self.order(ledger, "stats"))
     }
 }

@@ -30,10 +30,10 @@ fn killed_with_packets_in_its_hands(_: &Namespace) {
     // Judged; retained; read or not, with a judge that does nothing.
     traffic.send(WAVE, 100);
     wait_until("the first verdicts", || worker.stats(&ledger)[2] == WAVE as u64);
-    worker.tell("keep");
+    worker.order(&ledger, "keep");
     traffic.send(WAVE, 100);
     wait_until("the packets that it keeps", || worker.stats(&ledger)[3] == WAVE as u64);
-    worker.tell("stall");
+    worker.order(&ledger, "stall");
     traffic.send(WAVE, 100);
     if let Some(kernel) = kernel_stats(1) {
         assert_eq!((kernel.waiting, kernel.last_id), (2 * WAVE as u32, 3 * WAVE as u32));
