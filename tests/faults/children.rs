@@ -2,6 +2,7 @@
 //! lines and answer with lines, and end with their input.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,7 +12,7 @@ use std::{env, io, thread};
 
 use netfilterqueue::{Decided, Packet, Queue, Stats};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getegid};
 
 use crate::accounts::{Fate, Ledger, number};
 use crate::harness::TIME_LIMIT;
@@ -64,6 +65,9 @@ impl Played {
     pub fn start(part: &str) -> Self {
         let mut command = Command::new("/proc/self/exe");
         command.env(PART, part).stdin(Stdio::piped()).stdout(Stdio::piped());
+        // Its own: so that it is forked. What shares memory with this process for a moment, as the
+        // quicker ways do, may not enter another time namespace.
+        command.gid(getegid().as_raw());
         let mut process = command.spawn().expect("a child process");
         let output = BufReader::new(process.stdout.take().expect("its output"));
         let (found, lines) = channel();
