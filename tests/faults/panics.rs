@@ -112,23 +112,27 @@ fn undecided_are(on_undecided: Verdict, packets: u64) -> Counted {
     }
 }
 
-/// The queue is dropped by the panic, with packets unread.
+/// The queue is dropped after the panic, with packets unread and one retained.
 fn in_what_judges_the_queue_ends_and_the_next_takes_over(_: &Namespace) {
     const ROUNDS: u32 = 10;
     const WAVE: usize = 100;
     let _rules = queue_udp(1);
     let traffic = Traffic::new(WAVE * ROUNDS as usize, 100);
-    let (mut judged, mut undecided) = (Vec::new(), 0);
+    let (mut judged, mut undecided, mut kept) = (Vec::new(), 0, Vec::new());
     for round in 0..ROUNDS {
         let ledger = Ledger::default();
         let mut queue = Queue::builder(1).batch_len(16).bind().expect("the number is free");
         traffic.send(WAVE, 100);
-        let fatal = round * WAVE as u32 + 40;
+        let first = round * WAVE as u32;
         let ended = thread::scope(|scope| {
             let run = scope.spawn(|| {
-                let ledger = &ledger;
-                queue.run(move |packet| match number(packet.payload()) {
-                    number if number == fatal => fail(),
+                queue.run(|packet| match number(packet.payload()) - first {
+                    40 => fail(),
+                    39 => {
+                        let (retained, decided) = packet.retain();
+                        kept.push(retained);
+                        decided
+                    }
                     _ => ledger.judge(packet),
                 })
             });
@@ -136,12 +140,17 @@ fn in_what_judges_the_queue_ends_and_the_next_takes_over(_: &Namespace) {
         });
         assert!(ended.is_err(), "it panicked");
         let stats = queue.stats();
-        assert_eq!((stats.received, stats.answered, stats.held), (48, 48, 0), "three batches");
+        assert_eq!((stats.received, stats.answered, stats.held), (48, 47, 1), "three batches");
         drop(queue);
         let numbers = ledger.numbers(1);
-        assert_eq!(numbers.len(), 40);
+        assert_eq!(numbers.len(), 39);
         undecided += WAVE - numbers.len();
         judged.extend(numbers.into_values());
+    }
+    // What outlives its queue has none to be judged in.
+    for packet in kept {
+        let not_sent = packet.accept().unwrap_err();
+        assert!(matches!(not_sent.error, Error::Closed), "{not_sent}");
     }
     // Ids begin again with each queue; the numbers do not.
     let ledger = Ledger::default();
@@ -237,8 +246,8 @@ fn in_a_thread_that_holds_packets(_: &Namespace) {
                     held.into_iter().for_each(judge_retained);
                 });
                 let mut batch = Batch::new(16);
-                // One more batch than the worker can hold.
-                for _ in 0..8 {
+                let mut is_alone = false;
+                while left > 0 && !is_alone {
                     match queue.recv_timeout(&mut batch, SOON) {
                         Ok(received) => left -= received,
                         Err(error) => panic!("{error}, {left} are left"),
@@ -246,10 +255,8 @@ fn in_a_thread_that_holds_packets(_: &Namespace) {
                     for packet in &mut batch {
                         if let Err(back) = packets.send(packet.retain().0) {
                             judge_retained(back.0);
+                            is_alone = true;
                         }
-                    }
-                    if left == 0 {
-                        break;
                     }
                 }
                 drop(packets);

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use caps::{CapSet, Capability};
 use netfilterqueue::protocol::config::{Command, ConfigMessage, CopyMode};
@@ -127,8 +127,10 @@ fn processes_take_the_number_over_from_each_other(_: &Namespace) {
     thread::scope(|scope| {
         let sending = scope.spawn(|| {
             while !is_over.load(Ordering::SeqCst) && traffic.sent() < 20_000 {
+                let started = Instant::now();
                 traffic.send(20, 4);
-                thread::sleep(Duration::from_millis(2));
+                // Far less than can be judged, also where everything is slow.
+                thread::sleep(Duration::from_millis(5) + 4 * started.elapsed());
             }
         });
         for turn in 0..TURNS {
