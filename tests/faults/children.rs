@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{env, io, thread};
 
 use netfilterqueue::{Decided, Packet, Queue, Stats};
@@ -148,6 +148,16 @@ pub fn say(line: &str) -> io::Result<()> {
     let mut output = io::stdout().lock();
     writeln!(output, "{line}")?;
     output.flush()
+}
+
+/// As `wait_until`, for what another process has to do for it, or for many packets.
+#[track_caller]
+pub fn wait_patiently(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not happen within {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// What becomes of the packets of a [`worker`].

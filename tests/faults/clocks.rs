@@ -16,10 +16,8 @@ use nix::time::{ClockId, clock_gettime, clock_settime};
 use nix::unistd::gettid;
 
 use crate::accounts::{Counted, Ledger, Traffic, number};
-use crate::children::{Played, commands, say};
-use crate::support::{
-    Judging, SOON, UdpPair, V4, queue_udp, queue_udp_at, receive_exactly, wait_until,
-};
+use crate::children::{Played, commands, say, wait_patiently};
+use crate::support::{Judging, SOON, UdpPair, V4, queue_udp, queue_udp_at, receive_exactly};
 use crate::{Test, faults};
 
 pub const TESTS: [Test; 2] = faults![
@@ -93,7 +91,7 @@ fn deadlines_keep_to_a_monotonic_clock_that_runs_elsewhere(_: &Namespace) {
     let first = started.elapsed();
     assert!(first >= HELD_FOR, "the first was held for {first:?}");
     traffic.send(PACKETS - sent, 100);
-    wait_until("the last deadline", || traffic.collect() == PACKETS);
+    wait_patiently("the last deadline", || traffic.collect() == PACKETS);
     assert_eq!(sleeper.finish(), [format!("{PACKETS} {PACKETS} {PACKETS} 0")]);
     // All by the default verdict.
     traffic.settle(&ledger, Counted { passed: PACKETS as u64, ..Counted::default() });
@@ -160,7 +158,7 @@ fn deadlines_and_packets_do_not_mind_that_the_real_time_clock_jumps(_: &Namespac
         if Instant::now() < until {
             assert_eq!(expired, before, "some had passed before their time");
         }
-        wait_until("the deadlines", || {
+        wait_patiently("the deadlines", || {
             let _ = queue.recv_timeout(&mut batch, HELD_FOR / 10);
             queue.stats().expired == before + WAVE as u64
         });

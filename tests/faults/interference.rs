@@ -11,8 +11,8 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
 
 use crate::accounts::{Counted, Fate, Ledger, Traffic, number};
-use crate::children::{Played, commands, say};
-use crate::support::{SOON, UdpPair, V4, queue_udp, receive_exactly, wait_until};
+use crate::children::{Played, commands, say, wait_patiently};
+use crate::support::{SOON, UdpPair, V4, queue_udp, receive_exactly};
 use crate::{Test, faults};
 
 pub const TESTS: [Test; 3] = faults![
@@ -174,7 +174,7 @@ fn cumulative_verdicts_go_on_while_rules_come_and_go(_: &Namespace) {
             assert_eq!(meddler.line(), "flushed");
             assert!(!run.is_finished(), "the loop has ended");
         }
-        wait_until("the last verdict", || stats.stats().answered == traffic.sent());
+        wait_patiently("the last verdict", || stats.stats().answered == traffic.sent());
         stop.stop();
         run.join().unwrap().unwrap();
     });

@@ -10,7 +10,8 @@ use netfilterqueue::{Batch, Decided, Error, Packet, Queue, RetainedPacket, Verdi
 use netfilterqueue_netns::Namespace;
 
 use crate::accounts::{Counted, Fate, Ledger, Traffic, number};
-use crate::support::{SOON, queue_udp, wait_until};
+use crate::children::wait_patiently;
+use crate::support::{SOON, queue_udp};
 use crate::{Test, faults};
 
 pub const TESTS: [Test; 6] = faults![
@@ -161,7 +162,7 @@ fn in_what_judges_the_queue_ends_and_the_next_takes_over(_: &Namespace) {
 }
 
 fn in_one_of_several_threads_all_end_and_all_go_on(_: &Namespace) {
-    const EACH: usize = 600;
+    const EACH: usize = 300;
     let mut queues = Queue::builder(1..=3).max_len(4096).bind_each().unwrap();
     let traffics: Vec<_> = (0..3).map(|_| Traffic::new(EACH, 100)).collect();
     let ledgers: Vec<_> = (0..3).map(|_| Ledger::default()).collect();
@@ -182,7 +183,7 @@ fn in_one_of_several_threads_all_end_and_all_go_on(_: &Namespace) {
             for _ in 0..EACH / 50 {
                 traffics.iter().for_each(|traffic| traffic.send(50, 100));
             }
-            wait_until("the end of all packets", || {
+            wait_patiently("the end of all packets", || {
                 let answered: u64 = handles.iter().map(|handle| handle.stats().answered).sum();
                 answered == 3 * EACH as u64
             });

@@ -12,9 +12,9 @@ use netfilterqueue_netns::Namespace;
 use nix::sys::signal::Signal;
 
 use crate::accounts::{Counted, Ledger, Traffic, balance, tables};
-use crate::children::{Played, commands, note_all, say};
+use crate::children::{Played, commands, note_all, say, told_stats, wait_patiently};
 use crate::interference::flush_rules;
-use crate::support::{QUIET, UdpPair, V4, judge_while, kernel_stats, queue_udp, wait_until};
+use crate::support::{UdpPair, V4, judge_while, kernel_stats, queue_udp};
 use crate::{Test, faults};
 
 pub const TESTS: [Test; 3] = faults![
@@ -24,15 +24,15 @@ pub const TESTS: [Test; 3] = faults![
 ];
 
 fn killed_with_packets_in_its_hands(_: &Namespace) {
-    const WAVE: usize = 200;
+    const WAVE: usize = 100;
     let (traffic, ledger) = (Traffic::new(4 * WAVE, 100), Ledger::default());
     let (mut worker, is_owned) = Played::worker("bind 4096");
     // Judged; retained; read or not, with a judge that does nothing.
     traffic.send(WAVE, 100);
-    wait_until("the first verdicts", || worker.stats(&ledger)[2] == WAVE as u64);
+    wait_patiently("the first verdicts", || worker.stats(&ledger)[2] == WAVE as u64);
     worker.order(&ledger, "keep");
     traffic.send(WAVE, 100);
-    wait_until("the packets that it keeps", || worker.stats(&ledger)[3] == WAVE as u64);
+    wait_patiently("the packets that it keeps", || worker.stats(&ledger)[3] == WAVE as u64);
     worker.order(&ledger, "stall");
     traffic.send(WAVE, 100);
     if let Some(kernel) = kernel_stats(1) {
@@ -44,7 +44,7 @@ fn killed_with_packets_in_its_hands(_: &Namespace) {
     let mut counted = Counted { lost: kept, ..Counted::default() };
     if is_owned {
         // The kernel may take the rules away a moment after the process is gone.
-        wait_until("the end of the rules", || tables() == 0);
+        wait_patiently("the end of the rules", || tables() == 0);
         traffic.send(WAVE, 100);
         counted.passed = WAVE as u64;
         traffic.settle(&ledger, counted);
@@ -74,31 +74,29 @@ fn stopped_under_traffic_and_continued(_: &Namespace) {
     const ROUNDS: usize = 5;
     const WAVE: usize = 120;
     const MAX_LEN: usize = 50;
-    let (traffic, ledger) = (Traffic::new(ROUNDS * (WAVE + 1), 100), Ledger::default());
+    let (traffic, ledger) = (Traffic::new(2 * ROUNDS * WAVE, 100), Ledger::default());
     // Of a receive buffer of 8,000 bytes, 16,000 to the kernel, a score of packets are the fill.
     let (mut worker, _) = Played::worker(&format!("bind {MAX_LEN} 8000"));
     let mut counters = None;
-    for round in 1..=ROUNDS as u64 {
+    for _ in 0..ROUNDS {
         worker.signal(Signal::SIGSTOP);
         traffic.send(WAVE, 100);
         worker.signal(Signal::SIGCONT);
-        // Then one by which gaps before it are seen.
-        wait_until("the end of what waits", || {
-            let [received, _, answered, held, _] = worker.stats(&ledger);
-            held == 0 && received == answered && received >= round
-        });
-        thread::sleep(QUIET / 5);
-        traffic.send(1, 100);
-        let last = traffic.sent() as u32 - 1;
-        wait_until("a packet after the stop", || {
-            worker.stats(&ledger);
-            ledger.numbers(1).values().any(|number| *number == last)
+        // One that is not lost has all before it judged or lost, and shows gaps in the ids.
+        wait_patiently("a packet after the stop", || {
+            let last = traffic.sent() as u32;
+            traffic.send(1, 100);
+            traffic.collect();
+            (0..10).any(|_| {
+                worker.stats(&ledger);
+                ledger.numbers(1).values().any(|number| *number == last)
+            })
         });
         counters = kernel_stats(1);
     }
     let told = worker.finish();
     let told = note_all(&ledger, told);
-    let [received, lost, answered, held, refused] = crate::children::told_stats(&told[0]);
+    let [received, lost, answered, held, refused] = told_stats(&told[0]);
     assert_eq!((answered, held, refused), (received, 0, 0));
     assert_eq!(received, ledger.numbers(1).len() as u64);
     assert!(received >= 2 * ROUNDS as u64);

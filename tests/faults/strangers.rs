@@ -17,8 +17,8 @@ use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 
 use crate::accounts::{Counted, Fate, Ledger, Traffic, balance, number};
-use crate::children::{Played, commands, note_all, say, told_stats};
-use crate::support::{judge_while, queue_udp, wait_until};
+use crate::children::{Played, commands, note_all, say, told_stats, wait_patiently};
+use crate::support::{judge_while, queue_udp};
 use crate::{Test, faults};
 
 pub const TESTS: [Test; 5] = faults![
@@ -71,7 +71,7 @@ fn meddle_twice() {
     caps::raise(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap();
 }
 
-const ROUNDS: usize = 20;
+const ROUNDS: usize = 10;
 const WAVE: usize = 40;
 
 fn the_queue_of_another_process_is_refused_and_undisturbed(_: &Namespace) {
@@ -84,7 +84,7 @@ fn the_queue_of_another_process_is_refused_and_undisturbed(_: &Namespace) {
         traffic.send(WAVE / 2, 100);
         meddle_twice();
     }
-    wait_until("the last verdict", || worker.stats(&ledger)[2] == traffic.sent());
+    wait_patiently("the last verdict", || worker.stats(&ledger)[2] == traffic.sent());
     let told = note_all(&ledger, worker.finish());
     assert_eq!(told_stats(&told[0]), [traffic.sent(), 0, traffic.sent(), 0, 0]);
     traffic.settle(&ledger, Counted::default());
@@ -137,7 +137,7 @@ fn processes_take_the_number_over_from_each_other(_: &Namespace) {
             received += if turn % 2 == 0 {
                 let mut queue = Queue::builder(1).max_len(4096).bind().expect("the number is free");
                 queue.set_nonblocking(true);
-                wait_until("packets here", || {
+                wait_patiently("packets here", || {
                     queue.run(|packet| judge_in_turn(&ledger, turn, packet)).unwrap();
                     queue.stats().received >= EACH
                 });
@@ -149,7 +149,7 @@ fn processes_take_the_number_over_from_each_other(_: &Namespace) {
                 let mut worker = Played::start("worker");
                 assert_eq!(worker.ask("bind 4096"), "bound", "the number is free");
                 let seen = Ledger::default();
-                wait_until("packets there", || worker.stats(&seen)[0] >= EACH);
+                wait_patiently("packets there", || worker.stats(&seen)[0] >= EACH);
                 let told = told_stats(&note_all(&seen, worker.finish())[0]);
                 assert_eq!((told[1], told[3], told[4]), (0, 0, 0));
                 for (id, number) in seen.numbers(1) {
