@@ -63,12 +63,20 @@ pub struct Played {
 
 impl Played {
     pub fn start(part: &str) -> Self {
+        Self::of(Self::spawn(part))
+    }
+
+    /// Starts the process and no thread.
+    pub fn spawn(part: &str) -> Child {
         let mut command = Command::new("/proc/self/exe");
         command.env(PART, part).stdin(Stdio::piped()).stdout(Stdio::piped());
         // Its own: so that it is forked. What shares memory with this process for a moment, as the
         // quicker ways do, may not enter another time namespace.
         command.gid(getegid().as_raw());
-        let mut process = command.spawn().expect("a child process");
+        command.spawn().expect("a child process")
+    }
+
+    pub fn of(mut process: Child) -> Self {
         let output = BufReader::new(process.stdout.take().expect("its output"));
         let (found, lines) = channel();
         thread::spawn(move || {
