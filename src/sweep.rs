@@ -2,9 +2,10 @@
 //!
 //! Such a refusal comes when the packets count as answered and nobody holds them any more; it names
 //! the first one of a datagram and no other. So that they do not wait for ever, they are dropped
-//! together, by a cumulative verdict up to the newest id that was received, as soon as it reaches no
-//! packet that somebody holds and the kernel accepts it. What was decided about them is not known by
-//! then: not the default verdict, which may be to accept, because some may have been to be dropped.
+//! together, by a cumulative verdict up to the newest id that was received, as soon as it reaches
+//! no packet that somebody holds and the kernel accepts it. What was decided about them is not
+//! known by then. They do not get the default verdict: that may be to accept, and some may have
+//! been to be dropped.
 
 use netfilterqueue_protocol::verdict::{Verdict, VerdictBatchMessage};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkBuffer};

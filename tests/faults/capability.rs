@@ -158,8 +158,8 @@ fn packets_that_are_held_meanwhile_are_judged_afterwards(_: &Namespace) {
     traffic.settle(&ledger, Counted { flushed, ..Counted::default() });
 }
 
-/// One thread judges what is retained, and lacks the capability for a time; another one receives and
-/// judges, and never lacks it.
+/// One thread judges what is retained, and lacks the capability for a time; another one receives
+/// and judges, and never lacks it.
 fn a_thread_without_it_does_not_stop_the_others(_: &Namespace) {
     const ROUNDS: usize = 10;
     let mut queue = Queue::builder(1).max_len(4096).nonblocking(true).bind().unwrap();
