@@ -128,8 +128,8 @@ pub fn lister() -> io::Result<()> {
     Ok(())
 }
 
-/// Children come and go while the queue is at work. (A `fork` without `exec` takes unsafe code: what
-/// becomes of descriptors then, the kernel's manuals tell.)
+/// Children come and go while the queue is at work. (A `fork` without `exec` takes unsafe code:
+/// what becomes of descriptors then, the kernel's manuals tell.)
 fn a_child_inherits_no_descriptor(_: &Namespace) {
     const CHILDREN: usize = 5;
     const EACH: usize = 200;
