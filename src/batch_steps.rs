@@ -22,7 +22,6 @@ enum Step {
     Enqueue(usize, &'static [u16], Shape),
     Receive(usize),
     Decide(usize, usize, Fate),
-    /// All of a batch alike, which is what makes long runs.
     DecideAll(usize, Fate),
     Retain(usize, usize),
     JudgeRetained(usize, Fate, usize),
@@ -112,14 +111,12 @@ impl Step {
         match self {
             Self::Enqueue(packets, queues, shape) => {
                 for queue in queues.iter().cycle().take(packets) {
-                    library.wire.kernel.enqueue_as(*queue, shape);
+                    library.wire.kernel.enqueue(*queue, shape);
                 }
             }
             Self::Receive(most) => library.receive(most),
             Self::Decide(batch, at, fate) => library.decide(batch, at, fate),
-            Self::DecideAll(batch, fate) => {
-                (0..RECEIVE_MAX).for_each(|at| library.decide(batch, at, fate.clone()));
-            }
+            Self::DecideAll(batch, fate) => library.decide_all(batch, &fate),
             Self::Retain(batch, at) => library.retain(batch, at),
             Self::JudgeRetained(at, fate, sender) => library.judge_retained(at, fate, sender),
             Self::Commit(batch, sender) => library.commit(batch, sender),

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::model::{Fate, Library, ON_UNDECIDED, Play, QUEUE, QUEUES, STEP_LEN};
 use super::*;
+use crate::sample::Shape;
 use crate::verdicts::Outstanding;
 
 proptest! {
@@ -24,7 +25,7 @@ proptest! {
 #[test]
 fn two_batches_in_flight_do_not_overtake_each_other() {
     let mut library = Library::new(1, 4096);
-    (0..8).for_each(|_| library.wire.kernel.enqueue(QUEUE));
+    (0..8).for_each(|_| library.wire.kernel.enqueue(QUEUE, Shape::Whole));
     library.receive(4);
     library.receive(4);
     for at in 0..4 {
@@ -46,7 +47,7 @@ fn two_batches_in_flight_do_not_overtake_each_other() {
 #[test]
 fn the_packets_of_two_queues_make_two_runs() {
     let mut library = Library::new(1, 4096);
-    (0..8).for_each(|at| library.wire.kernel.enqueue(QUEUES[at % 2]));
+    (0..8).for_each(|at| library.wire.kernel.enqueue(QUEUES[at % 2], Shape::Whole));
     library.receive(8);
     for at in 0..8 {
         let verdict = if at % 2 == 0 { Verdict::Accept } else { Verdict::Drop };
@@ -64,7 +65,7 @@ fn the_packets_of_two_queues_make_two_runs() {
 #[test]
 fn a_retained_packet_is_not_overtaken() {
     let mut library = Library::new(1, 4096);
-    (0..4).for_each(|_| library.wire.kernel.enqueue(QUEUE));
+    (0..4).for_each(|_| library.wire.kernel.enqueue(QUEUE, Shape::Whole));
     library.receive(4);
     library.retain(0, 1);
     for at in [0, 2, 3] {
@@ -80,7 +81,7 @@ fn a_retained_packet_is_not_overtaken() {
 #[test]
 fn one_run_is_one_message_and_an_edit_splits_it() {
     let mut library = Library::new(1, 4096);
-    (0..5).for_each(|_| library.wire.kernel.enqueue(QUEUE));
+    (0..5).for_each(|_| library.wire.kernel.enqueue(QUEUE, Shape::Whole));
     library.receive(5);
     for at in 0..5 {
         library.decide(0, at, Fate::plain(Verdict::Accept));
@@ -88,7 +89,7 @@ fn one_run_is_one_message_and_an_edit_splits_it() {
     library.commit(0, 0);
     assert_eq!(library.wire.kernel.list.len(), 0);
 
-    (0..4).for_each(|_| library.wire.kernel.enqueue(QUEUE));
+    (0..4).for_each(|_| library.wire.kernel.enqueue(QUEUE, Shape::Whole));
     library.receive(4);
     for at in 0..4 {
         let payload = (at == 2).then(|| b"edit!".to_vec());
@@ -135,7 +136,7 @@ fn after_a_second_thread_has_sent_only_exact_verdicts_are_used() {
 #[test]
 fn a_failed_send_keeps_what_was_not_sent() {
     let mut library = Library::new(1, 100);
-    (0..6).for_each(|_| library.wire.kernel.enqueue(QUEUE));
+    (0..6).for_each(|_| library.wire.kernel.enqueue(QUEUE, Shape::Whole));
     library.receive(6);
     for at in 0..6 {
         library.decide(
