@@ -147,10 +147,8 @@ fn config(u: &mut Unstructured<'_>) -> Result<ConfigMessage> {
         Some(Some(range)) => Some(CopyMode::Packet { range }),
     };
     let flags: Option<(u32, u32)> = u.arbitrary()?;
-    let flags = flags.map(|(mask, values)| FlagChange {
-        mask: ConfigFlags(mask),
-        values: ConfigFlags(values),
-    });
+    let flags = flags
+        .map(|(mask, values)| FlagChange { mask: ConfigFlags(mask), values: ConfigFlags(values) });
     let (queue, max_len) = u.arbitrary()?;
     Ok(ConfigMessage { queue, command, copy_mode, max_len, flags })
 }
