@@ -355,6 +355,10 @@ impl<'a> Iterator for Packets<'a> {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 #[path = "batch_model.rs"]
-mod model;
+pub(crate) mod model;
+
+#[cfg(test)]
+#[path = "batch_tests.rs"]
+mod tests;

@@ -1,203 +1,337 @@
-//! Batches, retained packets and commits against a model of the kernel's queue.
+//! Batches, retained packets and commits against a model of the kernel's queues.
 //!
 //! The model reads the very bytes that would be sent and does with them what the kernel does: an
 //! exact verdict takes one packet off the list, a cumulative one takes every packet off whose id is
-//! at or before the given one by signed distance. Ids begin anywhere, so that they also wrap; some
-//! packets are lost on the way up and some come truncated.
+//! at or before the given one by signed distance. It drops what waits when rules change, refuses
+//! all that a thread without the capability sends, and puts its refusals behind packets that nobody
+//! has received yet, or nowhere.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use netfilterqueue_protocol::attribute;
-use netfilterqueue_protocol::constants::*;
-use netfilterqueue_protocol::message::Messages;
+use netfilterqueue_protocol::constants::NFQNL_MSG_VERDICT;
+use netfilterqueue_protocol::message::{Message, Messages};
+use netfilterqueue_protocol::packet::Vlan;
 use netfilterqueue_protocol::verdict::{VerdictBatchMessage, VerdictMessage};
-use proptest::prelude::*;
+use nix::errno::Errno;
 
 use super::*;
 use crate::changes::Changes;
 use crate::edit::Edit;
 use crate::intake::{Consecutive, Intake};
-use crate::socket::{Arrival, Received};
-use crate::verdicts::{Answer, Outstanding};
+use crate::sample::{self, Shape};
+use crate::socket::{Arrival, RECEIVE_MAX, Received};
+use crate::verdicts::{Answer, Orphan, Outstanding, PAYLOADS_MAX, send_orphans};
 
-/// Two queues on one socket.
-const QUEUES: [u16; 2] = [3, 8];
-const QUEUE: u16 = QUEUES[0];
-const ON_UNDECIDED: Verdict = Verdict::Drop;
+#[path = "batch_steps.rs"]
+mod steps;
+
+#[cfg(fuzzing)]
+pub(crate) use self::steps::play;
+#[cfg(test)]
+pub(super) use self::steps::{Play, STEP_LEN};
+
+/// Two queues on one socket, and one that somebody else has bound to it.
+pub(super) const QUEUES: [u16; 2] = [3, 8];
+pub(super) const QUEUE: u16 = QUEUES[0];
+const FOREIGN: u16 = 5;
+pub(super) const ON_UNDECIDED: Verdict = Verdict::Drop;
+
+/// The numbers of two threads.
+const THREADS: [u64; 2] = [1, 2];
 
 /// How a packet left the kernel's queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Fate {
-    verdict: Verdict,
-    mark: Option<u32>,
-    payload: Option<Vec<u8>>,
+pub(super) struct Fate {
+    pub(super) verdict: Verdict,
+    pub(super) mark: Option<u32>,
+    pub(super) priority: Option<u32>,
+    pub(super) vlan: Option<Vlan>,
+    pub(super) payload: Option<Vec<u8>>,
 }
 
 impl Fate {
-    const UNDECIDED: Self = Self { verdict: ON_UNDECIDED, mark: None, payload: None };
+    const UNDECIDED: Self = Self::plain(ON_UNDECIDED);
+
+    pub(super) const fn plain(verdict: Verdict) -> Self {
+        Self { verdict, mark: None, priority: None, vlan: None, payload: None }
+    }
+
+    /// As it leaves: the bytes of a dropped packet are not sent.
+    fn sent(self) -> Self {
+        Self { payload: self.payload.filter(|_| self.verdict != Verdict::Drop), ..self }
+    }
+
+    fn change(&self, changes: &mut Changes, payload_at: usize) {
+        changes.mark = self.mark;
+        changes.priority = self.priority;
+        if self.vlan.is_some() {
+            changes.extras_mut().vlan = self.vlan;
+        }
+        changes.edit =
+            self.payload.as_ref().map(|payload| Edit::at(payload_at..payload_at + payload.len()));
+    }
 }
 
 /// Queue number and packet id.
-type Key = (u16, u32);
+pub(super) type Key = (u16, u32);
+
+/// What waits in the socket.
+#[derive(Debug)]
+enum Waiting {
+    Packet(Key, Shape),
+    Refusal(Vec<u8>),
+}
 
 #[derive(Debug, Default)]
-struct Kernel {
+pub(super) struct Kernel {
     /// Queue numbers and ids that wait for a verdict, oldest first.
-    list: Vec<Key>,
-    /// Those that nobody has received yet are the last ones of the list.
-    unread: usize,
-    fates: HashMap<Key, Fate>,
-    next_ids: HashMap<u16, u32>,
-    /// Those that had no room in the socket.
-    lost: Vec<Key>,
-    refused: usize,
+    pub(super) list: Vec<Key>,
+    socket: VecDeque<Waiting>,
+    pub(super) fates: BTreeMap<Key, Fate>,
+    next_ids: BTreeMap<u16, u32>,
+    /// Packets that nobody has received yet.
+    unread: BTreeSet<Key>,
+    /// Packets that were dropped unasked.
+    flushed: BTreeSet<Key>,
+    /// Packets that a refused verdict was about and that still wait.
+    denied: BTreeSet<Key>,
+    /// The socket has no room for refusals.
+    is_full: bool,
 }
 
 impl Kernel {
-    fn enqueue(&mut self, queue: u16) {
-        let packet = self.number(queue);
+    pub(super) fn enqueue(&mut self, queue: u16, shape: Shape) {
+        let packet = (queue, self.lose(queue));
         self.list.push(packet);
-        self.unread += 1;
+        self.unread.insert(packet);
+        self.socket.push_back(Waiting::Packet(packet, shape));
     }
 
-    fn lose(&mut self, queue: u16) {
-        let packet = self.number(queue);
-        self.lost.push(packet);
-    }
-
-    fn number(&mut self, queue: u16) -> Key {
+    /// A packet that the socket had no room for.
+    fn lose(&mut self, queue: u16) -> u32 {
         let next_id = self.next_ids.get_mut(&queue).expect("a known queue");
         let id = *next_id;
-        *next_id = next_id.wrapping_add(1);
-        (queue, id)
+        *next_id = id.wrapping_add(1);
+        id
     }
 
-    fn deliver(&mut self, most: usize) -> Vec<Key> {
-        let start = self.list.len() - self.unread;
-        let packets: Vec<Key> = self.list[start..].iter().copied().take(most).collect();
-        self.unread -= packets.len();
-        packets
+    /// Rules have changed.
+    fn flush(&mut self) {
+        self.flushed.extend(self.list.drain(..));
+        self.denied.clear();
     }
 
-    fn take(&mut self, datagram: &[u8]) {
+    /// All of a datagram, or nothing of it.
+    fn take(&mut self, datagram: &[u8], is_permitted: bool) {
         for message in Messages::new(datagram) {
             let message = message.expect("well-formed message");
             if message.kind() == NFQNL_MSG_VERDICT {
                 let verdict = VerdictMessage::parse(message).expect("well-formed verdict");
-                let payload = verdict.payload.map(<[u8]>::to_vec);
-                let fate = Fate { verdict: verdict.verdict, mark: verdict.mark, payload };
-                match self.list.iter().position(|packet| *packet == (verdict.queue, verdict.id)) {
-                    Some(at) => self.settle(at, fate),
-                    None => self.refused += 1,
-                }
-            } else {
-                let verdict = VerdictBatchMessage::parse(message).expect("well-formed batch");
-                let fate = Fate { verdict: verdict.verdict, mark: verdict.mark, payload: None };
-                let reaches = |(queue, id): &Key| {
-                    *queue == verdict.queue && id.wrapping_sub(verdict.last_id).cast_signed() <= 0
+                let key = (verdict.queue, verdict.id);
+                let fate = Fate {
+                    verdict: verdict.verdict,
+                    mark: verdict.mark,
+                    priority: verdict.priority,
+                    vlan: verdict.vlan,
+                    payload: verdict.payload.map(<[u8]>::to_vec),
                 };
-                self.refused += usize::from(!self.list.iter().any(reaches));
-                while let Some(at) = self.list.iter().position(reaches) {
-                    self.settle(at, fate.clone());
-                }
+                self.judge(message, is_permitted, fate, |packet| *packet == key);
+            } else {
+                let batch = VerdictBatchMessage::parse(message).expect("well-formed batch");
+                let VerdictBatchMessage { mark, priority, .. } = batch;
+                let fate = Fate { mark, priority, ..Fate::plain(batch.verdict) };
+                self.judge(message, is_permitted, fate, |(queue, id)| {
+                    *queue == batch.queue && id.wrapping_sub(batch.last_id).cast_signed() <= 0
+                });
             }
+        }
+        if !is_permitted && let Some(Ok(first)) = Messages::new(datagram).next() {
+            self.refuse(first, Errno::EPERM);
         }
     }
 
-    fn settle(&mut self, at: usize, fate: Fate) {
-        assert!(at < self.list.len() - self.unread, "a verdict reached a packet nobody received");
-        let packet = self.list.remove(at);
-        assert!(self.fates.insert(packet, fate).is_none());
+    fn judge(
+        &mut self,
+        message: Message<'_>,
+        is_permitted: bool,
+        fate: Fate,
+        reaches: impl Fn(&Key) -> bool,
+    ) {
+        let mut reached = 0;
+        let Self { list, unread, denied, fates, .. } = self;
+        list.retain(|packet| {
+            if !reaches(packet) {
+                return true;
+            }
+            reached += 1;
+            assert!(!unread.contains(packet), "a verdict reached a packet nobody received");
+            if !is_permitted {
+                denied.insert(*packet);
+                return true;
+            }
+            assert!(!denied.contains(packet), "a verdict reached a packet that was judged before");
+            assert!(fates.insert(*packet, fate.clone()).is_none());
+            false
+        });
+        if reached == 0 && is_permitted {
+            assert!(self.flushed.iter().any(reaches), "a verdict on packets that were gone");
+            self.refuse(message, Errno::ENOENT);
+        }
+    }
+
+    fn refuse(&mut self, request: Message<'_>, errno: Errno) {
+        if !self.is_full {
+            let answer = sample::Answer::new(request.kind(), request.sequence(), errno as i32);
+            self.socket.push_back(Waiting::Refusal(answer.port(request.port()).write()));
+        }
     }
 }
 
-/// The library's side: what `Queue`, `Batch` and `RetainedPacket` do, with the kernel replaced.
-struct Library {
-    kernel: Kernel,
-    outstanding: Outstanding,
-    intake: Intake,
-    /// The newest packet of each queue that was received.
-    newest: HashMap<u16, u32>,
-    batches: Vec<(Slots, Order, Datagram)>,
-    retained: Vec<Key>,
-    /// What each packet should meet with.
-    wanted: HashMap<Key, Fate>,
+/// What verdicts go through on their way to the kernel: `Binding`, with the kernel replaced.
+pub(super) struct Wire {
+    pub(super) kernel: Kernel,
+    pub(super) outstanding: Outstanding,
+    pub(super) failing_sends: usize,
     limit: usize,
-    failing_sends: usize,
+    /// Which thread has the capability.
+    permitted: [bool; 2],
+}
+
+impl Wire {
+    fn form(&self, queue: u16, pending: u64, sender: usize) -> Form {
+        self.outstanding.form_by(queue, pending, THREADS[sender])
+    }
+
+    fn send<'a>(
+        &mut self,
+        datagram: &'a Datagram,
+        payload: impl Fn(usize) -> &'a [u8],
+        sender: usize,
+    ) -> Result<(), Error> {
+        self.outstanding.sending_by(THREADS[sender]);
+        if self.failing_sends > 0 {
+            self.failing_sends -= 1;
+            return Err(Error::WouldBlock);
+        }
+        let bytes = gather(datagram, payload);
+        assert!(bytes.len() <= self.limit || datagram.answered() == 1, "datagram too long");
+        assert!(datagram.gaps().len() <= PAYLOADS_MAX);
+        let messages = datagram.exact() + datagram.cumulative();
+        assert_eq!(Messages::new(&bytes).count() as u64, messages);
+        self.kernel.take(&bytes, self.permitted[sender]);
+        for (queue, answers) in datagram.answers() {
+            self.outstanding.answered(*queue, *answers);
+        }
+        Ok(())
+    }
+}
+
+/// The library's side: what `Queue`, `Batch` and `RetainedPacket` do.
+pub(super) struct Library {
+    pub(super) wire: Wire,
+    intake: Intake,
+    pub(super) batches: Vec<(Slots, Order, Datagram)>,
+    retained: Vec<Key>,
+    orphans: Vec<Orphan>,
+    /// What each packet should meet with.
+    wanted: BTreeMap<Key, Fate>,
+    /// The newest id of each queue of ours, and what the counters should say.
+    last_ids: BTreeMap<u16, u32>,
+    lost: u64,
+    refused: u64,
 }
 
 impl Library {
-    fn new(first_id: u32, limit: usize) -> Self {
+    pub(super) fn new(first_id: u32, limit: usize) -> Self {
+        let next_ids = [QUEUES[0], QUEUES[1], FOREIGN].map(|queue| (queue, first_id)).into();
+        let last_id = first_id.wrapping_sub(1);
         Self {
-            kernel: Kernel {
-                next_ids: QUEUES.map(|queue| (queue, first_id)).into(),
-                ..Kernel::default()
+            wire: Wire {
+                kernel: Kernel { next_ids, ..Kernel::default() },
+                outstanding: Outstanding::new(&QUEUES),
+                failing_sends: 0,
+                limit,
+                permitted: [true; 2],
             },
-            outstanding: Outstanding::new(&QUEUES),
-            intake: Intake::after(QUEUES.into_iter(), first_id.wrapping_sub(1)),
-            newest: HashMap::new(),
+            intake: Intake::new(QUEUES.into_iter()).after(last_id),
             batches: Vec::new(),
             retained: Vec::new(),
-            wanted: HashMap::new(),
-            limit,
-            failing_sends: 0,
+            orphans: Vec::new(),
+            wanted: BTreeMap::new(),
+            last_ids: QUEUES.map(|queue| (queue, last_id)).into(),
+            lost: 0,
+            refused: 0,
         }
     }
 
-    /// Those at multiples of `truncated`, unless that is 0, do not fit in their buffers.
-    fn receive(&mut self, most: usize, truncated: usize) {
-        let packets = self.kernel.deliver(most);
-        let mut slots = Slots::new(most, 256);
-        slots.receive_by(0, most, |buffers, received| {
-            let packets = buffers.zip(received).zip(&packets).enumerate();
-            for (at, ((buffer, received), (queue, id))) in packets {
-                let datagram = packet_message(*queue, *id);
-                buffer[..datagram.len()].copy_from_slice(&datagram);
-                *received = if truncated > 0 && at.is_multiple_of(truncated) {
-                    Received { length: datagram.len() - 2, arrival: Arrival::Truncated }
-                } else {
-                    Received { length: datagram.len(), arrival: Arrival::Whole }
+    /// One receive call and what `Queue` does with its result.
+    pub(super) fn receive(&mut self, most: usize) {
+        let socket = &mut self.wire.kernel.socket;
+        let most = most.min(RECEIVE_MAX);
+        let waiting: Vec<Waiting> = socket.drain(..most.min(socket.len())).collect();
+        let mut slots = Slots::new(waiting.len(), 256);
+        slots.receive_by(0, waiting.len(), |buffers, received| {
+            for ((buffer, received), waiting) in buffers.zip(received).zip(&waiting) {
+                let (datagram, arrival) = match waiting {
+                    Waiting::Packet((queue, id), shape) => sample::packet(*queue, *id, *shape),
+                    Waiting::Refusal(bytes) => (bytes.clone(), Arrival::Whole),
                 };
+                buffer[..datagram.len()].copy_from_slice(&datagram);
+                *received = Received { length: datagram.len(), arrival };
             }
         });
-        // As `Queue::recv` has it.
         let mut run = Consecutive::default();
-        for (slot, datagram, received) in slots.received(0, packets.len()) {
-            if !slot.load_packet(datagram, received) {
-                let content = slot.load_other(datagram, received);
-                self.intake.count_content(&content, &self.outstanding);
+        let outstanding = &self.wire.outstanding;
+        let received = slots.received(0, waiting.len());
+        let packets = self.intake.load(received, &mut run, outstanding);
+        self.intake.count_packets(run, outstanding);
+        let mut came = slots.filled().iter().filter(|slot| slot.is_pending());
+        let mut expected = 0;
+        for waiting in waiting {
+            let Waiting::Packet(packet, shape) = waiting else {
+                self.refused += 1;
+                continue;
+            };
+            let slot = came.next().expect("a packet is lost");
+            assert_eq!(key(slot), packet);
+            // A packet whose message is damaged is answered and not shown.
+            assert_eq!(slot.is_undecided(), shape == Shape::Whole);
+            expected += 1;
+            self.wire.kernel.unread.remove(&packet);
+            assert!(self.wanted.insert(packet, Fate::UNDECIDED).is_none());
+            if let Some(last_id) = self.last_ids.get_mut(&packet.0) {
+                self.lost += u64::from(packet.1.wrapping_sub(*last_id) - 1);
+                *last_id = packet.1;
             }
-            assert!(slot.is_pending());
-            if !run.takes(slot.queue(), slot.id()) {
-                self.intake.count_packets(run, &self.outstanding);
-                run = Consecutive::new(slot.queue(), slot.id());
-            }
-            self.wanted.insert(key(slot), Fate::UNDECIDED);
-            self.newest.insert(slot.queue(), slot.id());
         }
-        self.intake.count_packets(run, &self.outstanding);
+        assert!(came.next().is_none());
+        assert_eq!(packets, expected);
         self.batches.push((slots, Order::default(), Datagram::default()));
     }
 
-    fn decide(&mut self, batch: usize, at: usize, fate: Fate) {
+    pub(super) fn decide(&mut self, batch: usize, at: usize, fate: Fate) {
         let Some((slots, ..)) = pick(&mut self.batches, batch) else { return };
         let (slot, buffer) = slots.at_mut(at % slots.capacity());
         if !slot.is_undecided() {
             return;
         }
-        if fate.mark.is_some() {
-            slot.changes_mut().mark = fate.mark;
+        if fate != Fate::plain(fate.verdict) {
+            fate.change(slot.changes_mut(), 100);
         }
         if let Some(payload) = &fate.payload {
             buffer[100..100 + payload.len()].copy_from_slice(payload);
-            slot.changes_mut().edit = Some(Edit::at(100..100 + payload.len()));
         }
         slot.decide(fate.verdict);
-        let payload = fate.payload.filter(|_| fate.verdict != Verdict::Drop);
-        self.wanted.insert(key(slot), Fate { payload, ..fate });
+        self.wanted.insert(key(slot), fate.sent());
     }
 
-    fn retain(&mut self, batch: usize, at: usize) {
+    /// All of a batch alike, which is what makes long runs.
+    fn decide_all(&mut self, batch: usize, fate: &Fate) {
+        let slots = pick(&mut self.batches, batch).map_or(0, |(slots, ..)| slots.capacity());
+        (0..slots).for_each(|at| self.decide(batch, at, fate.clone()));
+    }
+
+    pub(super) fn retain(&mut self, batch: usize, at: usize) {
         let Some((slots, ..)) = pick(&mut self.batches, batch) else { return };
         let (slot, _) = slots.at_mut(at % slots.capacity());
         if slot.is_undecided() {
@@ -206,75 +340,100 @@ impl Library {
         }
     }
 
-    fn judge_retained(&mut self, at: usize, fate: Fate) {
-        if self.retained.is_empty() {
-            return;
-        }
-        let (queue, id) = self.retained.remove(at % self.retained.len());
-        let payload = fate.payload.filter(|_| fate.verdict != Verdict::Drop);
-        let fate = Fate { payload, ..fate };
-        let edit = fate.payload.as_ref().map(|payload| Edit::at(0..payload.len()));
-        let changes = Changes { mark: fate.mark, edit, ..Changes::default() };
+    pub(super) fn judge_retained(&mut self, at: usize, fate: Fate, sender: usize) {
+        let Some(at) = at.checked_rem(self.retained.len()) else { return };
+        let (queue, id) = self.retained[at];
+        let mut changes = Changes::default();
+        fate.change(&mut changes, 0);
         let answer = Answer { changes: Some(&changes), ..Answer::plain(queue, id, fate.verdict) };
         let mut datagram = Datagram::default();
-        datagram.fill([Run::one(answer)].into_iter(), self.limit).expect("payloads are valid");
-        self.kernel.take(&gather(&datagram, |_| fate.payload.as_deref().unwrap_or_default()));
-        self.outstanding.answered(queue, 1);
-        self.wanted.insert((queue, id), fate);
+        let limit = self.wire.limit;
+        datagram.fill([Run::one(answer)].into_iter(), limit).expect("payloads are valid");
+        let payload = fate.payload.clone().unwrap_or_default();
+        // A failure gives the packet back.
+        if self.wire.send(&datagram, |_| &payload, sender).is_ok() {
+            self.retained.remove(at);
+            self.wanted.insert((queue, id), fate.sent());
+        }
     }
 
-    fn commit(&mut self, batch: usize) {
+    /// The deadline of a retained packet has passed.
+    fn expire(&mut self, at: usize) {
+        let Some(at) = at.checked_rem(self.retained.len()) else { return };
+        let (queue, id) = self.retained.remove(at);
+        self.orphans.push(Orphan::new(&Answer::plain(queue, id, ON_UNDECIDED)));
+    }
+
+    pub(super) fn commit(&mut self, batch: usize, sender: usize) {
         let Some(at) = batch.checked_rem(self.batches.len()) else { return };
-        let (slots, order, datagram) = &mut self.batches[at];
-        let terms = Terms {
-            on_undecided: ON_UNDECIDED,
-            limit: self.limit,
-            form: |queue, pending| self.outstanding.form(queue, pending),
-        };
-        let result = commit_slots(slots, order, datagram, &terms, |datagram, slots| {
-            if self.failing_sends > 0 {
-                self.failing_sends -= 1;
-                return Err(Error::WouldBlock);
-            }
-            let bytes = gather(datagram, |at| slots.edited(at));
-            assert!(bytes.len() <= self.limit || datagram.answered() == 1, "datagram too long");
-            self.kernel.take(&bytes);
-            for (queue, answers) in datagram.answers() {
-                self.outstanding.answered(*queue, *answers);
-            }
-            Ok(())
-        });
-        if result.is_ok() {
-            assert!(!slots.filled().iter().any(Slot::is_pending));
+        if self.send_batch(at, sender).is_ok() {
+            assert!(!self.batches[at].0.filled().iter().any(Slot::is_pending));
             self.batches.remove(at);
         }
     }
 
-    /// Everything that is left gets its verdict, and all books must balance.
-    fn finish(mut self) {
-        self.failing_sends = 0;
-        while !self.batches.is_empty() {
-            self.commit(0);
-        }
-        while !self.retained.is_empty() {
-            self.judge_retained(0, Fate::UNDECIDED);
-        }
-        while self.kernel.unread > 0 {
-            self.receive(4, 0);
-            self.commit(0);
-        }
-        assert_eq!(self.kernel.list, [], "packets left without a verdict");
-        assert_eq!(self.kernel.refused, 0, "verdicts on packets that were gone");
-        assert_eq!(self.kernel.fates, self.wanted);
-        assert_eq!(self.outstanding.count(), 0);
-        let is_seen = |(queue, id): &&Key| {
-            let newest = self.newest.get(queue);
-            newest.is_some_and(|newest| id.wrapping_sub(*newest).cast_signed() < 0)
+    fn send_batch(&mut self, at: usize, sender: usize) -> Result<(), Error> {
+        let (slots, order, datagram) = &mut self.batches[at];
+        let wire = std::cell::RefCell::new(&mut self.wire);
+        let limit = wire.borrow().limit;
+        let terms = Terms {
+            on_undecided: ON_UNDECIDED,
+            limit,
+            form: |queue, pending| wire.borrow().form(queue, pending, sender),
         };
-        let lost = self.kernel.lost.iter().filter(is_seen).count();
-        let stats = self.intake.stats;
-        assert_eq!(stats.lost, lost as u64);
-        assert_eq!(stats.received, self.kernel.fates.len() as u64);
+        commit_slots(slots, order, datagram, &terms, |datagram, slots| {
+            wire.borrow_mut().send(datagram, |at| slots.edited(at), sender)
+        })
+    }
+
+    /// A batch is dropped: what cannot be sent is left to the queue's thread.
+    fn drop_batch(&mut self, batch: usize, sender: usize) {
+        let Some(at) = batch.checked_rem(self.batches.len()) else { return };
+        let result = self.send_batch(at, sender);
+        let (slots, ..) = self.batches.remove(at);
+        if result.is_ok() {
+            return;
+        }
+        for slot in slots.filled() {
+            let Some(answer) = slot.answer(0, ON_UNDECIDED) else { continue };
+            self.orphans.push(Orphan::of_unsent(&answer, ON_UNDECIDED));
+            let wanted = self.wanted.get_mut(&key(slot)).expect("it was received");
+            if wanted.payload.take().is_some() | wanted.vlan.take().is_some() {
+                wanted.verdict = ON_UNDECIDED;
+            }
+        }
+    }
+
+    fn send_orphans(&mut self, sender: usize) {
+        let Self { orphans, wire, .. } = self;
+        let is_left =
+            send_orphans(orphans, wire.limit, |datagram| wire.send(datagram, |_| &[], sender));
+        assert_eq!(is_left, !orphans.is_empty());
+    }
+
+    /// Everything that is left gets its verdict, and all books must balance.
+    pub(super) fn finish(mut self) {
+        self.wire.failing_sends = 0;
+        while !self.retained.is_empty() {
+            self.judge_retained(0, Fate::UNDECIDED, 0);
+        }
+        self.send_orphans(0);
+        // Refusals come until there is nothing left to refuse.
+        while !(self.batches.is_empty() && self.wire.kernel.socket.is_empty()) {
+            self.receive(9);
+            while !self.batches.is_empty() {
+                self.commit(0, 0);
+            }
+        }
+        let Self { mut wanted, intake, wire, .. } = self;
+        let Kernel { list, fates, flushed, denied, unread, .. } = wire.kernel;
+        let list = BTreeSet::from_iter(list);
+        assert_eq!(list, denied, "packets left without a verdict");
+        assert!(unread.is_empty());
+        wanted.retain(|packet, _| !flushed.contains(packet) && !denied.contains(packet));
+        assert_eq!(fates, wanted);
+        assert_eq!(wire.outstanding.count(), 0);
+        assert_eq!((intake.stats.lost, intake.stats.refused), (self.lost, self.refused));
     }
 }
 
@@ -296,105 +455,5 @@ fn gather<'a>(datagram: &'a Datagram, payload: impl Fn(usize) -> &'a [u8]) -> Ve
 }
 
 fn key(slot: &Slot) -> Key {
-    (slot.queue(), slot.index.id())
+    (slot.queue(), slot.id())
 }
-
-/// A packet message with nothing but its id and four bytes of payload.
-fn packet_message(queue: u16, id: u32) -> Vec<u8> {
-    let mut attributes = Vec::new();
-    let mut header = id.to_be_bytes().to_vec();
-    header.extend_from_slice(&[0x08, 0x00, 3]);
-    attribute::push(&mut attributes, NFQA_PACKET_HDR, &header);
-    attribute::push(&mut attributes, NFQA_PAYLOAD, b"data");
-    let length = u32::try_from(20 + attributes.len()).expect("short");
-    let mut message = length.to_ne_bytes().to_vec();
-    message.extend_from_slice(&NFQNL_MSG_PACKET.to_ne_bytes());
-    message.extend_from_slice(&[0; 10]);
-    message.extend_from_slice(&[2, 0]);
-    message.extend_from_slice(&queue.to_be_bytes());
-    message.extend_from_slice(&attributes);
-    message
-}
-
-#[derive(Debug, Clone)]
-enum Step {
-    /// So many packets, in turn from one queue and the other if the second is set.
-    Enqueue(usize, bool),
-    /// So many packets, of one queue or the other.
-    Lose(usize, bool),
-    Receive(usize, usize),
-    Decide(usize, usize, Fate),
-    /// All of a batch alike, which is what makes long runs.
-    DecideAll(usize, Fate),
-    Retain(usize, usize),
-    JudgeRetained(usize, Fate),
-    Commit(usize),
-    FailSends(usize),
-}
-
-fn fates() -> impl Strategy<Value = Fate> {
-    let verdict = prop_oneof![
-        3 => Just(Verdict::Accept),
-        2 => Just(Verdict::Drop),
-        1 => Just(Verdict::Stop),
-        1 => any::<u16>().prop_map(|number| Verdict::Queue { number, bypass: false }),
-    ];
-    let mark = prop_oneof![3 => Just(None), 1 => (0..3u32).prop_map(Some)];
-    let payload = proptest::option::weighted(0.15, proptest::collection::vec(any::<u8>(), 1..90));
-    (verdict, mark, payload).prop_map(|(verdict, mark, payload)| Fate { verdict, mark, payload })
-}
-
-fn steps() -> impl Strategy<Value = Step> {
-    let at = || 0..64usize;
-    prop_oneof![
-        3 => (1..12usize, any::<bool>()).prop_map(|(packets, both)| Step::Enqueue(packets, both)),
-        1 => (1..5usize, any::<bool>()).prop_map(|(packets, other)| Step::Lose(packets, other)),
-        3 => (1..9usize, prop_oneof![3 => Just(0), 1 => 1..4usize])
-            .prop_map(|(most, truncated)| Step::Receive(most, truncated)),
-        3 => (at(), at(), fates()).prop_map(|(batch, at, fate)| Step::Decide(batch, at, fate)),
-        3 => (at(), fates()).prop_map(|(batch, fate)| Step::DecideAll(batch, fate)),
-        1 => (at(), at()).prop_map(|(batch, at)| Step::Retain(batch, at)),
-        1 => (at(), fates()).prop_map(|(at, fate)| Step::JudgeRetained(at, fate)),
-        3 => at().prop_map(Step::Commit),
-        1 => (1..3usize).prop_map(Step::FailSends),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
-
-    /// Each id leaves with the verdict chosen for it, once, and none stays.
-    #[test]
-    fn every_packet_meets_the_fate_chosen_for_it(
-        steps in proptest::collection::vec(steps(), 0..60),
-        limit in 100..600usize,
-        first_id in prop_oneof![Just(1), Just(u32::MAX - 20), Just(0x7fff_fff0)],
-    ) {
-        let mut library = Library::new(first_id, limit);
-        for step in steps {
-            match step {
-                Step::Enqueue(packets, both) => {
-                    for at in 0..packets {
-                        library.kernel.enqueue(if both { QUEUES[at % 2] } else { QUEUE });
-                    }
-                }
-                Step::Lose(packets, other) => {
-                    (0..packets).for_each(|_| library.kernel.lose(QUEUES[usize::from(other)]));
-                }
-                Step::Receive(most, truncated) => library.receive(most, truncated),
-                Step::Decide(batch, at, fate) => library.decide(batch, at, fate),
-                Step::DecideAll(batch, fate) => {
-                    (0..9).for_each(|at| library.decide(batch, at, fate.clone()));
-                }
-                Step::Retain(batch, at) => library.retain(batch, at),
-                Step::JudgeRetained(at, fate) => library.judge_retained(at, fate),
-                Step::Commit(batch) => library.commit(batch),
-                Step::FailSends(sends) => library.failing_sends = sends,
-            }
-        }
-        library.finish();
-    }
-}
-
-#[path = "batch_cases.rs"]
-mod cases;

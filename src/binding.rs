@@ -16,7 +16,7 @@ use crate::stats::{Counters, KernelStats, KernelTable, Stats};
 use crate::stop::WakeUp;
 use crate::sync::Shared;
 use crate::verdicts::{
-    Answer, Datagram, HEAD_AND_EXTRAS_MAX, Orphan, Outstanding, PAYLOADS_MAX, Run,
+    Answer, Datagram, HEAD_AND_EXTRAS_MAX, Orphan, Outstanding, PAYLOADS_MAX, send_orphans,
 };
 
 /// The queue numbers that this process holds on one socket.
@@ -177,18 +177,13 @@ impl Binding {
     }
 
     /// Takes over answers that could not be sent, for the queue's thread, which is woken for them.
-    /// An edited payload is gone with its packet, and so are the rarer changes; unless the packet
-    /// is dropped, such an answer becomes the default verdict. It keeps its mark, by which rules
-    /// may know what was decided.
+    /// [`Orphan::of_unsent`] tells what is left of them.
     pub(crate) fn hand_over<'a>(&self, answers: impl Iterator<Item = Answer<'a>>) {
         if self.is_closed() {
             return;
         }
-        self.adopt(answers.map(|answer| {
-            let is_cut = answer.needs_its_own() && answer.verdict != Verdict::Drop;
-            let verdict = if is_cut { self.terms.on_undecided } else { answer.verdict };
-            Answer { verdict, ..answer }
-        }));
+        let on_undecided = self.terms.on_undecided;
+        self.orphans().extend(answers.map(|answer| Orphan::of_unsent(&answer, on_undecided)));
         self.wake.wake();
     }
 
@@ -205,26 +200,10 @@ impl Binding {
         if orphans.is_empty() {
             return false;
         }
-        let is_left = self.send_plain(&mut orphans);
+        let limit = self.socket.send_limit();
+        let is_left = send_orphans(&mut orphans, limit, |datagram| self.send(datagram, |_| &[]));
         self.orphans().append(&mut orphans);
         is_left
-    }
-
-    /// Sends answers without payloads until that fails or none is left.
-    fn send_plain(&self, orphans: &mut Vec<Orphan>) -> bool {
-        let mut datagram = Datagram::default();
-        while !orphans.is_empty() {
-            let runs = orphans.iter().map(|orphan| Run::one(orphan.answer()));
-            let filled = datagram.fill(runs, self.socket.send_limit());
-            if filled.is_err() || self.send(&datagram, |_| &[]).is_err() {
-                return true;
-            }
-            // No more can be answered than there were.
-            let answered = usize::try_from(datagram.answered()).unwrap_or(usize::MAX);
-            let answered = answered.min(orphans.len());
-            orphans.drain(..answered);
-        }
-        false
     }
 
     fn orphans(&self) -> MutexGuard<'_, Vec<Orphan>> {

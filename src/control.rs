@@ -15,6 +15,7 @@ use crate::intake::Intake;
 use crate::slot::{Content, classify};
 use crate::slots::WHOLE_PACKET_LEN;
 use crate::socket::Received;
+use crate::verdicts::Outstanding;
 
 /// How long an answer is waited for. The kernel answers while the request is being sent, so that an
 /// answer is either there at once or was lost because the receive buffer was full.
@@ -106,19 +107,31 @@ impl Control {
             }
             let [received] = received;
             let datagram = buffer.get(..received.length).unwrap_or(buffer);
-            match classify(datagram, received) {
-                Content::Ack(ack) if self.is_answer(&ack) => {
-                    return Ok(Some(answer(operation, &ack)));
-                }
-                Content::Packet { .. } | Content::Unreadable { .. } => {
-                    intake.keep(datagram, received);
-                }
-                other => {
-                    intake.count_content(&other, binding.outstanding());
-                }
+            let outstanding = binding.outstanding();
+            let answer = self.take_in(datagram, received, operation, intake, outstanding);
+            if answer.is_some() {
+                return Ok(answer);
             }
         }
         Ok(None)
+    }
+
+    /// Returns the answer to the last request, if a datagram is that. Packets are kept, and what
+    /// else came is entered into the books.
+    fn take_in(
+        &self,
+        datagram: &[u8],
+        received: Received,
+        operation: Operation,
+        intake: &mut Intake,
+        outstanding: &Outstanding,
+    ) -> Option<Result<(), Error>> {
+        match classify(datagram, received) {
+            Content::Ack(ack) if self.is_answer(&ack) => return Some(answer(operation, &ack)),
+            Content::Packet { .. } | Content::Unreadable { .. } => intake.keep(datagram, received),
+            other => intake.count_content(&other, outstanding),
+        }
+        None
     }
 
     fn is_answer(&self, ack: &Ack<'_>) -> bool {
@@ -269,3 +282,7 @@ fn answer(operation: Operation, ack: &Ack<'_>) -> Result<(), Error> {
     }
     Err(Error::Refused { operation, errno, explanation: ack.text().map(str::to_owned) })
 }
+
+#[cfg(any(test, fuzzing))]
+#[path = "control_model.rs"]
+pub(crate) mod model;

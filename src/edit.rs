@@ -112,7 +112,7 @@ impl Edit {
     }
 
     /// For tests.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) const fn at(range: Range<usize>) -> Self {
         let len = range.end - range.start;
         Self { start: range.start, len, min: 0, padding: 0, completion: None, is_counted: false }

@@ -8,7 +8,7 @@ use netfilterqueue_protocol::message::Ack;
 use netfilterqueue_protocol::packet::PacketIndex;
 use nix::errno::Errno;
 
-use crate::slot::Content;
+use crate::slot::{Content, Slot};
 use crate::socket::{Arrival, Received};
 use crate::stats::{Refusal, Stats};
 use crate::sweep::{Unpermitted, swept_queue};
@@ -85,12 +85,11 @@ impl Intake {
         }
     }
 
-    /// With queues whose ids are beyond the first ones.
-    #[cfg(test)]
-    pub(crate) fn after(queues: impl Iterator<Item = u16>, last_id: u32) -> Self {
-        let mut intake = Self::new(queues);
-        intake.last_ids.iter_mut().for_each(|(_, last)| *last = last_id);
-        intake
+    /// As if all queues had come to this packet id.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn after(mut self, id: u32) -> Self {
+        self.last_ids.iter_mut().for_each(|(_, last_id)| *last_id = id);
+        self
     }
 
     /// Keeps a datagram for the next receive.
@@ -117,6 +116,34 @@ impl Intake {
     /// The oldest datagram that was kept.
     pub(crate) fn next_kept(&mut self) -> Option<Kept> {
         self.kept.pop_front()
+    }
+
+    /// Loads slots with what was received into their buffers and enters it into the books, but for
+    /// the packets of the last `run`, which may go on: they are to be counted at the end. Returns
+    /// the number of packets that need a verdict.
+    #[inline]
+    pub(crate) fn load<'a>(
+        &mut self,
+        received: impl Iterator<Item = (&'a mut Slot, &'a [u8], Received)>,
+        run: &mut Consecutive,
+        outstanding: &Outstanding,
+    ) -> usize {
+        let mut packets = 0;
+        for (slot, datagram, received) in received {
+            if !slot.load_packet(datagram, received) {
+                let content = slot.load_other(datagram, received);
+                self.count_content(&content, outstanding);
+                if !slot.is_pending() {
+                    continue;
+                }
+            }
+            if !run.takes(slot.queue(), slot.id()) {
+                self.count_packets(*run, outstanding);
+                *run = Consecutive::new(slot.queue(), slot.id());
+            }
+            packets += 1;
+        }
+        packets
     }
 
     /// Enters packets into the books that need a verdict.
@@ -251,7 +278,7 @@ mod tests {
 
     #[test]
     fn ids_wrap_without_loss() {
-        let mut intake = Intake::after([1].into_iter(), u32::MAX - 1);
+        let mut intake = Intake::new([1].into_iter()).after(u32::MAX - 1);
         receive(&mut intake, 1, u32::MAX);
         receive(&mut intake, 1, 0);
         receive(&mut intake, 1, 2);

@@ -16,6 +16,9 @@ pub mod docs;
 mod edit;
 mod error;
 mod flow;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hook;
 mod intake;
 mod interfaces;
@@ -31,6 +34,8 @@ mod retained;
 #[cfg_attr(docsrs, doc(cfg(feature = "rules")))]
 pub mod rules;
 mod run;
+#[cfg(any(test, fuzzing))]
+mod sample;
 mod slot;
 mod slots;
 mod socket;

@@ -212,21 +212,8 @@ impl Queue {
                     Err(error) => return Err(error),
                 }
             };
-            let outstanding = self.binding.outstanding();
-            for (slot, datagram, received) in batch.slots_mut().received(filled, count) {
-                if !slot.load_packet(datagram, received) {
-                    let content = slot.load_other(datagram, received);
-                    self.intake.count_content(&content, outstanding);
-                    if !slot.is_pending() {
-                        continue;
-                    }
-                }
-                if !run.takes(slot.queue(), slot.id()) {
-                    self.intake.count_packets(run, outstanding);
-                    run = Consecutive::new(slot.queue(), slot.id());
-                }
-                packets += 1;
-            }
+            let received = batch.slots_mut().received(filled, count);
+            packets += self.intake.load(received, &mut run, self.binding.outstanding());
             filled += count;
         }
         self.intake.count_packets(run, self.binding.outstanding());

@@ -92,7 +92,7 @@ impl Slots {
     }
 
     /// One slot with its buffer.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn at_mut(&mut self, at: usize) -> (&mut Slot, &mut [u8]) {
         (&mut self.slots[at], &mut self.memory[at * self.stride..][..self.buffer_len])
     }

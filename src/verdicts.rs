@@ -77,10 +77,16 @@ impl Outstanding {
     /// The form that a commit of `unanswered` packets of a queue by this thread may use: cumulative
     /// if they are all there are and no verdict before them can have been refused.
     pub(crate) fn form(&self, queue: u16, unanswered: u64) -> Form {
+        self.form_by(queue, unanswered, this_thread())
+    }
+
+    /// As [`Outstanding::form`], by the thread with this number.
+    #[inline]
+    pub(crate) fn form_by(&self, queue: u16, unanswered: u64, thread: u64) -> Form {
         // The count first: whoever lowered it had forbidden cumulative verdicts before, if need be.
         let are_all =
             self.of(queue).is_some_and(|count| count.load(Ordering::SeqCst) == unanswered);
-        let is_only_sender = [0, this_thread()].contains(&self.sender.load(Ordering::SeqCst));
+        let is_only_sender = [0, thread].contains(&self.sender.load(Ordering::SeqCst));
         if are_all && is_only_sender && !self.exact_only.load(Ordering::SeqCst) {
             Form::Cumulative
         } else {
@@ -90,11 +96,16 @@ impl Outstanding {
 
     /// Notes that this thread is about to send verdicts.
     pub(crate) fn sending(&self) {
-        let me = this_thread();
-        if self.sender.load(Ordering::SeqCst) == me {
+        self.sending_by(this_thread());
+    }
+
+    /// As [`Outstanding::sending`], by the thread with this number.
+    #[inline]
+    pub(crate) fn sending_by(&self, thread: u64) {
+        if self.sender.load(Ordering::SeqCst) == thread {
             return;
         }
-        if self.sender.compare_exchange(0, me, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+        if self.sender.compare_exchange(0, thread, Ordering::SeqCst, Ordering::SeqCst).is_err() {
             self.distrust();
         }
     }
@@ -226,10 +237,39 @@ impl Orphan {
         Self { queue, id, verdict, changes }
     }
 
+    /// Of a packet whose holder could not send its answer. An edited payload is gone with it, and
+    /// so are the rarer changes; unless the packet is dropped, such an answer becomes the default
+    /// verdict. It keeps its mark, by which rules may know what was decided.
+    pub(crate) fn of_unsent(answer: &Answer<'_>, on_undecided: Verdict) -> Self {
+        let is_cut = answer.needs_its_own() && answer.verdict != Verdict::Drop;
+        let verdict = if is_cut { on_undecided } else { answer.verdict };
+        Self::new(&Answer { verdict, ..*answer })
+    }
+
     pub(crate) const fn answer(&self) -> Answer<'_> {
         let Self { queue, id, verdict, ref changes } = *self;
         Answer { changes: Some(changes), ..Answer::plain(queue, id, verdict) }
     }
+}
+
+/// Sends answers in datagrams of up to `limit` bytes until that fails or none is left. Returns
+/// whether some are.
+pub(crate) fn send_orphans<E>(
+    orphans: &mut Vec<Orphan>,
+    limit: usize,
+    mut send: impl FnMut(&Datagram) -> Result<(), E>,
+) -> bool {
+    let mut datagram = Datagram::default();
+    while !orphans.is_empty() {
+        let runs = orphans.iter().map(|orphan| Run::one(orphan.answer()));
+        if datagram.fill(runs, limit).is_err() || send(&datagram).is_err() {
+            return true;
+        }
+        // No more can be answered than there were.
+        let answered = usize::try_from(datagram.answered()).unwrap_or(usize::MAX);
+        orphans.drain(..answered.min(orphans.len()));
+    }
+    false
 }
 
 /// Which verdict messages a commit may use.
