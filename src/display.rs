@@ -164,6 +164,7 @@ impl fmt::Display for Interface {
 
 #[cfg(test)]
 mod tests {
+    use netfilterqueue_protocol::attribute;
     use netfilterqueue_protocol::constants::*;
 
     use super::*;
@@ -210,8 +211,11 @@ mod tests {
         let udp = ipv4(17, &[], &[0, 53, 0x10, 0x92, 0, 8, 0, 0]);
         let indev = (NFQA_IFINDEX_INDEV, &[0, 0, 0, 2][..]);
         let outdev = (NFQA_IFINDEX_OUTDEV, &[0, 0, 0, 3][..]);
-        // Type 1, the protocol, and type 2, the tag: priority 5, id 5.
-        let vlan = (NFQA_VLAN, &[6, 0, 1, 0, 0x81, 0, 0, 0, 6, 0, 2, 0, 0xa0, 5, 0, 0][..]);
+        let mut nested = Vec::new();
+        attribute::push(&mut nested, NFQA_VLAN_PROTO, &[0x81, 0]);
+        // Priority 5, id 5.
+        attribute::push(&mut nested, NFQA_VLAN_TCI, &[0xa0, 5]);
+        let vlan = (NFQA_VLAN, &nested[..]);
         let flow = "17 UDP 192.0.2.1:53 → 192.0.2.2:4242 28 bytes";
         for (attributes, mark, rest) in [
             (&[][..], None, ", forward"),

@@ -170,6 +170,13 @@ impl Error {
     ) -> impl FnOnce(E) -> Self {
         move |source| Self::System { operation, call, source: source.into() }
     }
+
+    /// Whether the same call may succeed a little later, when the kernel has memory again.
+    pub(crate) fn is_want_of_memory(&self) -> bool {
+        let Self::System { source, .. } = self else { return false };
+        let errno = source.raw_os_error().map(Errno::from_raw);
+        matches!(errno, Some(Errno::ENOBUFS | Errno::ENOMEM))
+    }
 }
 
 impl From<Error> for io::Error {

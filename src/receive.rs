@@ -18,7 +18,7 @@ use crate::sweep::sweep;
 use crate::verdicts::Answer;
 
 /// After this long, verdicts that could not be sent and that nobody else can send are tried again.
-const RETRY_AFTER: Duration = Duration::from_millis(50);
+pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// How long to wait for packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use crate::batch::Batch;
 use crate::error::{Error, Operation};
 use crate::packet::{Decided, Packet};
 use crate::queue::Queue;
-use crate::receive::Patience;
+use crate::receive::{Patience, RETRY_AFTER};
 use crate::stop::WakeUp;
 use crate::sync::Shared;
 
@@ -32,9 +32,10 @@ impl Queue {
     /// # Errors
     ///
     /// Those of [`Queue::recv`] and of [`Batch::commit`], except [`Error::WouldBlock`], and
-    /// [`Error::Stopped`] only in non-blocking mode, where `Ok` says that no packet waits. Verdicts
-    /// that could not be sent are sent with the next receive, edited packets then with the default
-    /// verdict.
+    /// [`Error::Stopped`] only in non-blocking mode, where `Ok` says that no packet waits. That the
+    /// kernel has no memory for verdicts (`ENOBUFS`, `ENOMEM`) is an error only in non-blocking
+    /// mode; otherwise they are sent again until it has, or a stop comes. Verdicts that could not
+    /// be sent are sent with the next receive, edited packets then with the default verdict.
     ///
     /// # Panics
     ///
@@ -70,8 +71,23 @@ impl Queue {
             for packet in &mut batch {
                 judge(packet);
             }
-            if let Err(error) = batch.commit() {
+            if let Err(error) = self.commit_within(patience, &mut batch) {
                 return error;
+            }
+        }
+    }
+
+    /// Commits a batch; with endless patience also where the kernel has no memory for a while.
+    fn commit_within(&self, patience: Patience, batch: &mut Batch) -> Result<(), Error> {
+        loop {
+            match batch.commit() {
+                Err(error) if patience == Patience::Endless && error.is_want_of_memory() => {
+                    if self.binding.wake().take_stop() {
+                        return Err(Error::Stopped);
+                    }
+                    thread::sleep(RETRY_AFTER);
+                }
+                result => return result,
             }
         }
     }

@@ -16,13 +16,14 @@ use nix::sys::socket::sockopt::SndBuf;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
 
 use crate::accounts::{Counted, Fate, Ledger, Traffic, balance, number};
-use crate::support::{SOON, queue_udp, receive_exactly};
+use crate::support::{QUIET, SOON, queue_udp, receive_exactly, wait_until};
 use crate::{Test, faults};
 
-pub const TESTS: [Test; 4] = faults![
+pub const TESTS: [Test; 5] = faults![
     a_commit_that_fails_midway_goes_on_where_it_failed,
     a_send_buffer_that_shrinks_and_grows_changes_no_decision,
     a_thread_without_memory_changes_no_decision,
+    a_blocking_run_does_not_end_for_want_of_memory,
     a_run_without_memory_leaves_its_decisions_to_the_next,
 ];
 
@@ -226,6 +227,39 @@ fn a_thread_without_memory_changes_no_decision(_: &Namespace) {
     queue.set_nonblocking(true);
     queue.run(|_| panic!("nothing was sent")).unwrap();
     settle(&queue, &traffic, &ledger);
+}
+
+/// It goes on, and tries again, until it is stopped.
+fn a_blocking_run_does_not_end_for_want_of_memory(_: &Namespace) {
+    if !sends_can_fail() {
+        return;
+    }
+    let mut queue = Queue::builder(1).bind().unwrap();
+    let _rules = queue_udp(1);
+    let (traffic, ledger) = (Traffic::new(16, 4), Ledger::default());
+    for reason in [Errno::ENOBUFS, Errno::ENOMEM] {
+        traffic.send(8, 4);
+        let (stop, stats) = (queue.stop_handle(), queue.stats_handle());
+        thread::scope(|scope| {
+            let running = scope.spawn(|| {
+                make_sends_fail(reason).unwrap();
+                queue.run(|packet| ledger.judge(packet))
+            });
+            wait_until("the packets are received", || stats.stats().held == 8);
+            // Longer than a single send is tried.
+            thread::sleep(3 * QUIET);
+            assert!(!running.is_finished());
+            stop.stop();
+            running.join().unwrap().unwrap();
+        });
+        queue.set_nonblocking(true);
+        queue.run(|packet| ledger.judge(packet)).unwrap();
+        queue.set_nonblocking(false);
+    }
+    let stats = queue.stats();
+    balance(1, &stats, &ledger);
+    assert_eq!((stats.lost, stats.refused), (0, 0), "{stats:?}");
+    traffic.settle(&ledger, Counted::default());
 }
 
 /// The decisions of the batch are kept, and what it did not receive still waits.
