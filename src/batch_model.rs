@@ -38,11 +38,9 @@ pub(super) const QUEUE: u16 = QUEUES[0];
 const FOREIGN: u16 = 5;
 pub(super) const ON_UNDECIDED: Verdict = Verdict::Drop;
 
-/// Two ids, the present thread's among them: threads are told apart by nothing else.
-static THREADS: LazyLock<[ThreadId; 2]> = LazyLock::new(|| {
-    let other = thread::spawn(|| thread::current().id()).join();
-    [thread::current().id(), other.expect("no panic")]
-});
+/// Another thread's id: threads are told apart by nothing else.
+static OTHER_THREAD: LazyLock<ThreadId> =
+    LazyLock::new(|| thread::spawn(|| thread::current().id()).join().expect("no panic"));
 
 /// How a packet left the kernel's queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -204,7 +202,10 @@ pub(super) struct Wire {
 
 impl Wire {
     fn form(&self, queue: u16, pending: u64, sender: usize) -> Form {
-        self.outstanding.form_by(queue, pending, |thread| *thread == THREADS[sender])
+        match sender {
+            0 => self.outstanding.form(queue, pending),
+            _ => self.outstanding.form_by(queue, pending, |thread| *thread == *OTHER_THREAD),
+        }
     }
 
     fn send<'a>(
@@ -213,7 +214,10 @@ impl Wire {
         payload: impl Fn(usize) -> &'a [u8],
         sender: usize,
     ) -> Result<(), Error> {
-        self.outstanding.sending_by(THREADS[sender]);
+        match sender {
+            0 => self.outstanding.sending(),
+            _ => self.outstanding.sending_by(*OTHER_THREAD),
+        }
         if self.failing_sends > 0 {
             self.failing_sends -= 1;
             return Err(Error::WouldBlock);
@@ -407,6 +411,16 @@ impl Library {
                 wanted.verdict = ON_UNDECIDED;
             }
         }
+    }
+
+    /// A thread gets the capability or loses it. It gets it back only after the refusals of what it
+    /// sent without have been read: the policy knows nothing of them before.
+    fn permit(&mut self, sender: usize, is_permitted: bool) {
+        let Kernel { socket, denied, is_full, .. } = &self.wire.kernel;
+        let is_unknown = socket.iter().any(|waiting| matches!(waiting, Waiting::Refusal(_)))
+            || *is_full && !denied.is_empty();
+        self.wire.permitted[sender] &= is_permitted;
+        self.wire.permitted[sender] |= is_permitted && !is_unknown;
     }
 
     fn send_orphans(&mut self, sender: usize) {

@@ -31,6 +31,8 @@ enum Step {
     FailSends(usize),
     Expire(usize),
     SendOrphans(usize),
+    /// Whether a thread has the capability from now on.
+    Permit(usize, bool),
     Lose(u16),
     Flush,
 }
@@ -99,7 +101,8 @@ impl Step {
             13 => Self::FailSends(1 + at_a % 2),
             14 => Self::DropBatch(at_a, sender),
             _ => match b % 8 {
-                0 | 1 => Self::Expire(at_a),
+                0 => Self::Permit(sender, at_a % 2 == 0),
+                1 => Self::Expire(at_a),
                 2..=4 => Self::SendOrphans(sender),
                 5 | 6 => Self::Lose(QUEUES[at_a % 2]),
                 _ => Self::Flush,
@@ -124,6 +127,7 @@ impl Step {
             Self::FailSends(sends) => library.wire.failing_sends = sends,
             Self::Expire(at) => library.expire(at),
             Self::SendOrphans(sender) => library.send_orphans(sender),
+            Self::Permit(sender, is_permitted) => library.permit(sender, is_permitted),
             Self::Lose(queue) => drop(library.wire.kernel.lose(queue)),
             Self::Flush => library.wire.kernel.flush(),
         }
