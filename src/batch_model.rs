@@ -85,6 +85,15 @@ enum Waiting {
     Refusal(Vec<u8>),
 }
 
+impl Waiting {
+    fn datagram(&self) -> (Vec<u8>, Arrival) {
+        match self {
+            Self::Packet((queue, id), shape) => sample::packet(*queue, *id, *shape),
+            Self::Refusal(bytes) => (bytes.clone(), Arrival::Whole),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Kernel {
     /// Queue numbers and ids that wait for a verdict, oldest first.
@@ -252,47 +261,52 @@ pub(super) struct Library {
 
 impl Library {
     pub(super) fn new(first_id: u32, limit: usize) -> Self {
+        Self::with(&QUEUES, first_id, limit)
+    }
+
+    /// With some of the queues; the others are somebody else's.
+    fn with(queues: &[u16], first_id: u32, limit: usize) -> Self {
         let next_ids = [QUEUES[0], QUEUES[1], FOREIGN].map(|queue| (queue, first_id)).into();
         let last_id = first_id.wrapping_sub(1);
         Self {
             wire: Wire {
                 kernel: Kernel { next_ids, ..Kernel::default() },
-                outstanding: Outstanding::new(&QUEUES),
+                outstanding: Outstanding::new(queues),
                 failing_sends: 0,
                 limit,
                 permitted: [true; 2],
             },
-            intake: Intake::new(QUEUES.into_iter()).after(last_id),
+            intake: Intake::new(queues.iter().copied()).after(last_id),
             batches: Vec::new(),
             retained: Vec::new(),
             orphans: Vec::new(),
             wanted: BTreeMap::new(),
-            last_ids: QUEUES.map(|queue| (queue, last_id)).into(),
+            last_ids: queues.iter().map(|queue| (*queue, last_id)).collect(),
             lost: 0,
             refused: 0,
         }
     }
 
-    /// One receive call and what `Queue` does with its result.
+    /// As many receive calls as it takes, and what `Queue` does with their results.
     pub(super) fn receive(&mut self, most: usize) {
         let socket = &mut self.wire.kernel.socket;
-        let most = most.min(RECEIVE_MAX);
         let waiting: Vec<Waiting> = socket.drain(..most.min(socket.len())).collect();
         let mut slots = Slots::new(waiting.len(), 256);
-        slots.receive_by(0, waiting.len(), |buffers, received| {
-            for ((buffer, received), waiting) in buffers.zip(received).zip(&waiting) {
-                let (datagram, arrival) = match waiting {
-                    Waiting::Packet((queue, id), shape) => sample::packet(*queue, *id, *shape),
-                    Waiting::Refusal(bytes) => (bytes.clone(), Arrival::Whole),
-                };
-                buffer[..datagram.len()].copy_from_slice(&datagram);
-                *received = Received { length: datagram.len(), arrival };
-            }
-        });
-        let mut run = Consecutive::default();
         let outstanding = &self.wire.outstanding;
-        let received = slots.received(0, waiting.len());
-        let packets = self.intake.load(received, &mut run, outstanding);
+        let mut run = Consecutive::default();
+        let (mut filled, mut packets) = (0, 0);
+        for waiting in waiting.chunks(RECEIVE_MAX) {
+            slots.receive_by(filled, waiting.len(), |buffers, received| {
+                for ((buffer, received), waiting) in buffers.zip(received).zip(waiting) {
+                    let (datagram, arrival) = waiting.datagram();
+                    buffer[..datagram.len()].copy_from_slice(&datagram);
+                    *received = Received { length: datagram.len(), arrival };
+                }
+            });
+            let received = slots.received(filled, waiting.len());
+            packets += self.intake.load(received, &mut run, outstanding);
+            filled += waiting.len();
+        }
         self.intake.count_packets(run, outstanding);
         let mut came = slots.filled().iter().filter(|slot| slot.is_pending());
         let mut expected = 0;
@@ -452,6 +466,7 @@ impl Library {
         wanted.retain(|packet, _| !flushed.contains(packet) && !denied.contains(packet));
         assert_eq!(fates, wanted);
         assert_eq!(wire.outstanding.count(), 0);
+        assert!(wire.outstanding.queues().eq(self.last_ids.into_keys()));
         assert_eq!((intake.stats.lost, intake.stats.refused), (self.lost, self.refused));
     }
 }
