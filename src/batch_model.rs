@@ -36,8 +36,8 @@ pub(super) const QUEUE: u16 = QUEUES[0];
 const FOREIGN: u16 = 5;
 pub(super) const ON_UNDECIDED: Verdict = Verdict::Drop;
 
-/// The numbers of two threads.
-const THREADS: [u64; 2] = [1, 2];
+/// The number of a thread that there is not.
+const OTHER_THREAD: u64 = u64::MAX;
 
 /// How a packet left the kernel's queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +80,15 @@ pub(super) type Key = (u16, u32);
 enum Waiting {
     Packet(Key, Shape),
     Refusal(Vec<u8>),
+}
+
+impl Waiting {
+    fn datagram(&self) -> (Vec<u8>, Arrival) {
+        match self {
+            Self::Packet((queue, id), shape) => sample::packet(*queue, *id, *shape),
+            Self::Refusal(bytes) => (bytes.clone(), Arrival::Whole),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -135,12 +144,12 @@ impl Kernel {
                     vlan: verdict.vlan,
                     payload: verdict.payload.map(<[u8]>::to_vec),
                 };
-                self.judge(message, is_permitted, fate, |packet| *packet == key);
+                self.judge(message, is_permitted, &fate, |packet| *packet == key);
             } else {
                 let batch = VerdictBatchMessage::parse(message).expect("well-formed batch");
                 let VerdictBatchMessage { mark, priority, .. } = batch;
                 let fate = Fate { mark, priority, ..Fate::plain(batch.verdict) };
-                self.judge(message, is_permitted, fate, |(queue, id)| {
+                self.judge(message, is_permitted, &fate, |(queue, id)| {
                     *queue == batch.queue && id.wrapping_sub(batch.last_id).cast_signed() <= 0
                 });
             }
@@ -154,7 +163,7 @@ impl Kernel {
         &mut self,
         message: Message<'_>,
         is_permitted: bool,
-        fate: Fate,
+        fate: &Fate,
         reaches: impl Fn(&Key) -> bool,
     ) {
         let mut reached = 0;
@@ -199,7 +208,10 @@ pub(super) struct Wire {
 
 impl Wire {
     fn form(&self, queue: u16, pending: u64, sender: usize) -> Form {
-        self.outstanding.form_by(queue, pending, THREADS[sender])
+        match sender {
+            0 => self.outstanding.form(queue, pending),
+            _ => self.outstanding.form_by(queue, pending, OTHER_THREAD),
+        }
     }
 
     fn send<'a>(
@@ -208,7 +220,10 @@ impl Wire {
         payload: impl Fn(usize) -> &'a [u8],
         sender: usize,
     ) -> Result<(), Error> {
-        self.outstanding.sending_by(THREADS[sender]);
+        match sender {
+            0 => self.outstanding.sending(),
+            _ => self.outstanding.sending_by(OTHER_THREAD),
+        }
         if self.failing_sends > 0 {
             self.failing_sends -= 1;
             return Err(Error::WouldBlock);
@@ -242,48 +257,54 @@ pub(super) struct Library {
 }
 
 impl Library {
+    #[cfg(test)]
     pub(super) fn new(first_id: u32, limit: usize) -> Self {
+        Self::with(&QUEUES, first_id, limit)
+    }
+
+    /// With some of the queues; the others are somebody else's.
+    fn with(queues: &[u16], first_id: u32, limit: usize) -> Self {
         let next_ids = [QUEUES[0], QUEUES[1], FOREIGN].map(|queue| (queue, first_id)).into();
         let last_id = first_id.wrapping_sub(1);
         Self {
             wire: Wire {
                 kernel: Kernel { next_ids, ..Kernel::default() },
-                outstanding: Outstanding::new(&QUEUES),
+                outstanding: Outstanding::new(queues),
                 failing_sends: 0,
                 limit,
                 permitted: [true; 2],
             },
-            intake: Intake::new(QUEUES.into_iter()).after(last_id),
+            intake: Intake::new(queues.iter().copied()).after(last_id),
             batches: Vec::new(),
             retained: Vec::new(),
             orphans: Vec::new(),
             wanted: BTreeMap::new(),
-            last_ids: QUEUES.map(|queue| (queue, last_id)).into(),
+            last_ids: queues.iter().map(|queue| (*queue, last_id)).collect(),
             lost: 0,
             refused: 0,
         }
     }
 
-    /// One receive call and what `Queue` does with its result.
+    /// As many receive calls as it takes, and what `Queue` does with their results.
     pub(super) fn receive(&mut self, most: usize) {
         let socket = &mut self.wire.kernel.socket;
-        let most = most.min(RECEIVE_MAX);
         let waiting: Vec<Waiting> = socket.drain(..most.min(socket.len())).collect();
         let mut slots = Slots::new(waiting.len(), 256);
-        slots.receive_by(0, waiting.len(), |buffers, received| {
-            for ((buffer, received), waiting) in buffers.zip(received).zip(&waiting) {
-                let (datagram, arrival) = match waiting {
-                    Waiting::Packet((queue, id), shape) => sample::packet(*queue, *id, *shape),
-                    Waiting::Refusal(bytes) => (bytes.clone(), Arrival::Whole),
-                };
-                buffer[..datagram.len()].copy_from_slice(&datagram);
-                *received = Received { length: datagram.len(), arrival };
-            }
-        });
-        let mut run = Consecutive::default();
         let outstanding = &self.wire.outstanding;
-        let received = slots.received(0, waiting.len());
-        let packets = self.intake.load(received, &mut run, outstanding);
+        let mut run = Consecutive::default();
+        let (mut filled, mut packets) = (0, 0);
+        for waiting in waiting.chunks(RECEIVE_MAX) {
+            slots.receive_by(filled, waiting.len(), |buffers, received| {
+                for ((buffer, received), waiting) in buffers.zip(received).zip(waiting) {
+                    let (datagram, arrival) = waiting.datagram();
+                    buffer[..datagram.len()].copy_from_slice(&datagram);
+                    *received = Received { length: datagram.len(), arrival };
+                }
+            });
+            let received = slots.received(filled, waiting.len());
+            packets += self.intake.load(received, &mut run, outstanding);
+            filled += waiting.len();
+        }
         self.intake.count_packets(run, outstanding);
         let mut came = slots.filled().iter().filter(|slot| slot.is_pending());
         let mut expected = 0;
@@ -404,6 +425,16 @@ impl Library {
         }
     }
 
+    /// A thread gets the capability or loses it. It gets it back only after the refusals of what it
+    /// sent without have been read: the policy knows nothing of them before.
+    fn permit(&mut self, sender: usize, is_permitted: bool) {
+        let Kernel { socket, denied, is_full, .. } = &self.wire.kernel;
+        let is_unknown = socket.iter().any(|waiting| matches!(waiting, Waiting::Refusal(_)))
+            || *is_full && !denied.is_empty();
+        self.wire.permitted[sender] &= is_permitted;
+        self.wire.permitted[sender] |= is_permitted && !is_unknown;
+    }
+
     fn send_orphans(&mut self, sender: usize) {
         let Self { orphans, wire, .. } = self;
         let is_left =
@@ -433,6 +464,7 @@ impl Library {
         wanted.retain(|packet, _| !flushed.contains(packet) && !denied.contains(packet));
         assert_eq!(fates, wanted);
         assert_eq!(wire.outstanding.count(), 0);
+        assert!(wire.outstanding.queues().eq(self.last_ids.into_keys()));
         assert_eq!((intake.stats.lost, intake.stats.refused), (self.lost, self.refused));
     }
 }

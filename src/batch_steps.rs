@@ -11,6 +11,7 @@ pub(in super::super) struct Play {
     /// Most bytes of one datagram.
     limit: usize,
     first_id: u32,
+    queues: &'static [u16],
     permitted: [bool; 2],
     refusals_are_lost: bool,
     steps: Vec<Step>,
@@ -31,6 +32,8 @@ enum Step {
     FailSends(usize),
     Expire(usize),
     SendOrphans(usize),
+    /// Whether a thread has the capability from now on.
+    Permit(usize, bool),
     Lose(u16),
     Flush,
 }
@@ -51,6 +54,7 @@ impl Play {
         Self {
             limit: if limit == u8::MAX { 212_960 } else { 100 + 2 * usize::from(limit) },
             first_id: [1, u32::MAX - 20, 0x7fff_fff0][usize::from(ids % 3)],
+            queues: if ids / 3 % 4 == 0 { &QUEUES[..1] } else { &QUEUES },
             permitted,
             refusals_are_lost: ids >= 0x80,
             steps: steps.iter().map(|step| Step::read(*step)).collect(),
@@ -58,7 +62,7 @@ impl Play {
     }
 
     pub(in super::super) fn run(self) {
-        let mut library = Library::new(self.first_id, self.limit);
+        let mut library = Library::with(self.queues, self.first_id, self.limit);
         library.wire.permitted = self.permitted;
         library.wire.kernel.is_full = self.refusals_are_lost;
         for step in self.steps {
@@ -90,7 +94,7 @@ impl Step {
                 };
                 Self::Enqueue(packets, queues, shape)
             }
-            2 | 3 => Self::Receive(if a >= 0xe0 { RECEIVE_MAX } else { 1 + at_a % 8 }),
+            2 | 3 => Self::Receive(if a >= 0xe0 { 90 } else { 1 + at_a % 8 }),
             4 | 5 => Self::Decide(at_a, at_b, fate(c)),
             6 | 7 => Self::DecideAll(at_a, fate(c)),
             8 => Self::Retain(at_a, at_b),
@@ -99,7 +103,8 @@ impl Step {
             13 => Self::FailSends(1 + at_a % 2),
             14 => Self::DropBatch(at_a, sender),
             _ => match b % 8 {
-                0 | 1 => Self::Expire(at_a),
+                0 => Self::Permit(sender, at_a % 2 == 0),
+                1 => Self::Expire(at_a),
                 2..=4 => Self::SendOrphans(sender),
                 5 | 6 => Self::Lose(QUEUES[at_a % 2]),
                 _ => Self::Flush,
@@ -124,6 +129,7 @@ impl Step {
             Self::FailSends(sends) => library.wire.failing_sends = sends,
             Self::Expire(at) => library.expire(at),
             Self::SendOrphans(sender) => library.send_orphans(sender),
+            Self::Permit(sender, is_permitted) => library.permit(sender, is_permitted),
             Self::Lose(queue) => drop(library.wire.kernel.lose(queue)),
             Self::Flush => library.wire.kernel.flush(),
         }

@@ -12,25 +12,32 @@ use common::touch::change_round_trip;
 use libfuzzer_sys::arbitrary::{Arbitrary, Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use netfilterqueue_protocol::EncodeError;
+use netfilterqueue_protocol::attribute::MAX_VALUE_LEN;
 use netfilterqueue_protocol::config::{Command, ConfigFlags, ConfigMessage, CopyMode, FlagChange};
 use netfilterqueue_protocol::conntrack::{
     ConntrackChange, ConntrackStatus, LabelsChange, MarkChange,
 };
+use netfilterqueue_protocol::interop::QueueMessage;
 use netfilterqueue_protocol::message::Message;
 use netfilterqueue_protocol::packet::Vlan;
 use netfilterqueue_protocol::verdict::{Verdict, VerdictBatchMessage, VerdictMessage};
+use netlink_packet_core::NetlinkMessage;
 
 fuzz_target!(|bytes: &[u8]| {
     // Too few bytes end the reading of the parts, not the round trip: they count as zeros.
     let _ = made(&mut Unstructured::new(bytes));
     if let Ok(message) = Message::parse(bytes) {
         read(message);
+        // In the other crate's envelope, or refused there.
+        if let Err(error) = NetlinkMessage::<QueueMessage>::deserialize(bytes) {
+            assert!(!error.to_string().is_empty());
+        }
     }
 });
 
 /// A message made of parts, by its first byte.
 fn made(u: &mut Unstructured<'_>) -> Result<()> {
-    match u8::arbitrary(u)? % 5 {
+    match u8::arbitrary(u)? % 6 {
         0 => packet_round_trip(&packet(u)?, usize::from(u8::arbitrary(u)?)),
         1 => verdict_round_trip(VerdictMessage {
             queue: u.arbitrary()?,
@@ -52,9 +59,23 @@ fn made(u: &mut Unstructured<'_>) -> Result<()> {
             priority: u.arbitrary()?,
         }),
         3 => config_round_trip(config(u)?, u.arbitrary()?),
+        4 => head_of_any_payload(u.arbitrary()?),
         _ => change(u)?.into_iter().for_each(change_round_trip),
     }
     Ok(())
+}
+
+/// A payload of a length that fits, or an error that leaves nothing behind.
+fn head_of_any_payload(len: u32) {
+    let mut head = Vec::new();
+    let len = usize::try_from(len).expect("a 32-bit machine or larger");
+    match VerdictMessage::new(1, 2, Verdict::Accept).push_head(&mut head, Some(len)) {
+        Ok(()) => assert!((1..=MAX_VALUE_LEN).contains(&len)),
+        Err(error) => {
+            assert!(!(1..=MAX_VALUE_LEN).contains(&len) && head.is_empty());
+            assert!(!error.to_string().is_empty());
+        }
+    }
 }
 
 /// What was read can be written, and is the same when read again.

@@ -5,7 +5,9 @@
 
 mod common;
 
-use common::differential::{Plain, ours, same_attributes, same_messages, theirs};
+use common::differential::{
+    Plain, ours, same_attributes, same_messages, theirs, through_netlink_message,
+};
 use common::{list, message, packet_hdr, queue_message};
 use netfilterqueue_protocol::config::{Command, ConfigMessage, CopyMode};
 use netfilterqueue_protocol::constants::*;
@@ -129,26 +131,6 @@ fn acknowledgements() {
     let ack = Ack::parse(Message::parse(&bytes).unwrap()).unwrap();
     assert_eq!((ack.request_body(), ack.text()), (&[0; 4][..], Some("no")));
     assert_eq!(theirs.to_io().raw_os_error(), Some(ack.errno()));
-}
-
-/// Through the other crate's envelope and back: the same bytes that `push` writes.
-fn through_netlink_message(pushed: &[u8], message: QueueMessage) {
-    let ours = Message::parse(pushed).unwrap();
-    let mut envelope = NetlinkMessage::from(message.clone());
-    envelope.header.flags = ours.flags();
-    envelope.header.sequence_number = ours.sequence();
-    envelope.header.port_number = ours.port();
-    envelope.finalize();
-    for filling in [0xa5, 0x5a] {
-        let mut buffer = vec![filling; envelope.buffer_len() + 4];
-        envelope.serialize(&mut buffer);
-        assert_eq!(&buffer[..envelope.buffer_len()], ours.bytes());
-        assert_eq!(&buffer[envelope.buffer_len()..], &[filling; 4]);
-        let back = NetlinkMessage::<QueueMessage>::deserialize(&buffer).unwrap();
-        assert_eq!(back, envelope);
-    }
-    // However it was made, it is the same message.
-    assert_eq!(QueueMessage::parse(ours), Ok(message));
 }
 
 #[test]

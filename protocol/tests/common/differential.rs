@@ -6,10 +6,11 @@ use netfilterqueue_protocol::attribute::{Attributes, HEADER_LEN};
 use netfilterqueue_protocol::conntrack::{Conntrack, Tuple};
 #[cfg(feature = "conntrack")]
 use netfilterqueue_protocol::constants::NLA_TYPE_MASK;
-use netfilterqueue_protocol::message::Messages;
+use netfilterqueue_protocol::interop::QueueMessage;
+use netfilterqueue_protocol::message::{Message, Messages};
 #[cfg(feature = "conntrack")]
 use netlink_packet_core::{Emitable, Nla};
-use netlink_packet_core::{NetlinkBuffer, NetlinkHeader, NlasIterator, Parseable};
+use netlink_packet_core::{NetlinkBuffer, NetlinkHeader, NetlinkMessage, NlasIterator, Parseable};
 #[cfg(feature = "conntrack")]
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Tuple as OtherTuple,
@@ -83,6 +84,26 @@ pub(crate) fn same_messages(datagram: &[u8]) {
         rest = rest.get(step..).unwrap_or_default();
     }
     assert!(ours.next().is_none());
+}
+
+/// Through the other crate's envelope and back: the same bytes that `push` writes.
+pub(crate) fn through_netlink_message(pushed: &[u8], message: QueueMessage) {
+    let ours = Message::parse(pushed).expect("a message");
+    let mut envelope = NetlinkMessage::from(message.clone());
+    envelope.header.flags = ours.flags();
+    envelope.header.sequence_number = ours.sequence();
+    envelope.header.port_number = ours.port();
+    envelope.finalize();
+    for filling in [0xa5, 0x5a] {
+        let mut buffer = vec![filling; envelope.buffer_len() + 4];
+        envelope.serialize(&mut buffer);
+        assert_eq!(&buffer[..envelope.buffer_len()], ours.bytes());
+        assert_eq!(&buffer[envelope.buffer_len()..], &[filling; 4]);
+        let back = NetlinkMessage::<QueueMessage>::deserialize(&buffer).expect("the same message");
+        assert_eq!(back, envelope);
+    }
+    // However it was made, it is the same message.
+    assert_eq!(QueueMessage::parse(ours), Ok(message));
 }
 
 /// A conntrack tree that the other crate can read says the same in both, and the other crate's

@@ -5,10 +5,12 @@ use netfilterqueue_protocol::attribute::{Attribute, pad, push, push_nested};
 use netfilterqueue_protocol::config::ConfigMessage;
 use netfilterqueue_protocol::conntrack::{Conntrack, ConntrackInfo};
 use netfilterqueue_protocol::constants::*;
+use netfilterqueue_protocol::interop::QueueMessage;
 use netfilterqueue_protocol::message::{Message, Nfgenmsg};
 use netfilterqueue_protocol::packet::{PacketIndex, PacketMessage, SkbInfo, Vlan};
 use netfilterqueue_protocol::verdict::{VerdictBatchMessage, VerdictMessage};
 
+use super::differential::through_netlink_message;
 use super::wire::{list, message, packet_hdr, queue_message, state_length};
 
 /// What a packet message of the test's own making holds.
@@ -123,6 +125,7 @@ pub(crate) fn verdict_round_trip(verdict: VerdictMessage<'_>) {
     gathered.extend(payload);
     pad(&mut gathered, payload.len());
     assert_eq!(first, gathered);
+    through_netlink_message(&first, QueueMessage::try_from(verdict).expect("as before"));
 }
 
 /// Written, read, and written again, twice: the same.
@@ -135,6 +138,7 @@ pub(crate) fn batch_round_trip(batch: VerdictBatchMessage) {
     parsed.push(&mut second);
     assert_eq!(first, second);
     assert_eq!(parse(&second), Ok(batch));
+    through_netlink_message(&first, batch.into());
 }
 
 /// Written, read, and written again, twice: the same.
@@ -149,6 +153,7 @@ pub(crate) fn config_round_trip(config: ConfigMessage, sequence: u32) {
     parsed.push(sequence, &mut second);
     assert_eq!(first, second);
     assert_eq!(parse(&second), Ok(config));
+    through_netlink_message(&first, config.into());
 }
 
 /// Written by other means, read, and written again by this crate's: the same. The attributes are

@@ -5,8 +5,8 @@ use std::fmt::{self, Display, Write};
 use std::hint::black_box;
 
 use netfilterqueue_protocol::attribute::{Attributes, HEADER_LEN};
-use netfilterqueue_protocol::config::ConfigMessage;
-use netfilterqueue_protocol::conntrack::{Conntrack, ConntrackChange};
+use netfilterqueue_protocol::config::{ConfigFlags, ConfigMessage, CopyMode, FlagChange};
+use netfilterqueue_protocol::conntrack::{Conntrack, ConntrackChange, LabelsChange, MarkChange};
 use netfilterqueue_protocol::interop::{QueueMessage, View};
 use netfilterqueue_protocol::message::{Ack, Message, Messages, NLMSG_HEADER_LEN, Nfgenmsg};
 use netfilterqueue_protocol::packet::{PacketIndex, PacketMessage, Timestamp};
@@ -44,8 +44,8 @@ fn touch_message(message: Message<'_>) {
     }
     match ConfigMessage::parse(message) {
         Ok(config) => {
-            black_box(config.copy_mode.map(|mode| mode.effective()));
-            config.flags.into_iter().for_each(|change| print(change.values));
+            black_box(config.copy_mode.map(CopyMode::effective));
+            config.flags.into_iter().for_each(|change| touch_flags(change.values));
         }
         Err(error) => print(error),
     }
@@ -61,6 +61,18 @@ fn touch_message(message: Message<'_>) {
         },
         Err(error) => print(error),
     }
+}
+
+/// The known flags of a set and the others make the set.
+fn touch_flags(flags: ConfigFlags) {
+    let known = flags.iter().fold(ConfigFlags::default(), |all, flag| all | flag);
+    let mut all = ConfigFlags(flags.0 & !known.0);
+    assert!(flags.contains(known) && (all.is_empty() || !known.contains(all)));
+    all |= known;
+    assert_eq!(all, flags);
+    print(format_args!("{flags} {flags:?}"));
+    assert_eq!(FlagChange::set(flags).values, flags);
+    assert!(FlagChange::clear(flags).values.is_empty());
 }
 
 fn touch_attributes(attributes: Attributes<'_>, len: usize, depth: usize) {
@@ -129,6 +141,16 @@ pub(crate) fn change_round_trip(change: ConntrackChange) {
     let nest = list.next().expect("one attribute").expect("a whole one");
     assert_eq!(ConntrackChange::parse(nest.nested()), Ok(change));
     assert!(list.next().is_none());
+    if let Some(MarkChange { value, mask }) = change.mark {
+        assert_eq!(MarkChange::bits(value, mask).apply(!value) & mask, value & mask);
+        assert_eq!(MarkChange::set(value).apply(mask), value);
+    }
+    if let Some(LabelsChange { value, mask }) = change.labels {
+        let old = value.map(|byte| !byte);
+        let new = LabelsChange::bits(value, mask).apply(old);
+        assert!((0..16).all(|i| new[i] ^ old[i] == mask[i]));
+        assert_eq!(LabelsChange::set(value).apply(mask), value);
+    }
 }
 
 fn print(text: impl Display) {
