@@ -147,12 +147,12 @@ impl Kernel {
                     vlan: verdict.vlan,
                     payload: verdict.payload.map(<[u8]>::to_vec),
                 };
-                self.judge(message, is_permitted, fate, |packet| *packet == key);
+                self.judge(message, is_permitted, &fate, |packet| *packet == key);
             } else {
                 let batch = VerdictBatchMessage::parse(message).expect("well-formed batch");
                 let VerdictBatchMessage { mark, priority, .. } = batch;
                 let fate = Fate { mark, priority, ..Fate::plain(batch.verdict) };
-                self.judge(message, is_permitted, fate, |(queue, id)| {
+                self.judge(message, is_permitted, &fate, |(queue, id)| {
                     *queue == batch.queue && id.wrapping_sub(batch.last_id).cast_signed() <= 0
                 });
             }
@@ -166,7 +166,7 @@ impl Kernel {
         &mut self,
         message: Message<'_>,
         is_permitted: bool,
-        fate: Fate,
+        fate: &Fate,
         reaches: impl Fn(&Key) -> bool,
     ) {
         let mut reached = 0;

@@ -166,8 +166,9 @@ impl Play {
         let sent = match classify(bytes, received) {
             Content::Foreign => Sent::Foreign,
             Content::Unknown => Sent::Unknown,
-            Content::Packet(packet) => Sent::Packet(packet.queue(), packet.id()),
-            Content::Unreadable { packet, .. } => Sent::Packet(packet.queue(), packet.id()),
+            Content::Packet(packet) | Content::Unreadable { packet, .. } => {
+                Sent::Packet(packet.queue(), packet.id())
+            }
             // Answers are made elsewhere, with numbers that are known.
             Content::Ack(_) => return,
         };
@@ -193,8 +194,8 @@ impl Play {
             };
             match (answer, expected) {
                 (None, None) => {}
-                (Some(Ok(())), Some((0, _))) => return,
-                (Some(Err(Error::NoCapability { .. })), Some((1, _))) => return,
+                (Some(Ok(())), Some((0, _)))
+                | (Some(Err(Error::NoCapability { .. })), Some((1, _))) => return,
                 (Some(Err(Error::Refused { errno, explanation, .. })), Some((expected, text))) => {
                     assert_eq!(errno, Errno::from_raw(expected));
                     assert_eq!(explanation.as_deref(), text);

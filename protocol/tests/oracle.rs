@@ -36,7 +36,7 @@ fn attributes_of_captures() {
         let attributes = &bytes[20..];
         if cfg!(target_endian = "little") {
             let attributes = ours(attributes);
-            assert!(attributes.map(|one| one.expect("whole")).count() >= 4);
+            assert!(attributes.fold(0, |count, one| one.map_or(0, |_| count + 1)) >= 4);
         }
         same_attributes(attributes);
         same_messages(&bytes);

@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Write};
 use std::hint::black_box;
 
 use netfilterqueue_protocol::attribute::{Attributes, HEADER_LEN};
-use netfilterqueue_protocol::config::{ConfigFlags, ConfigMessage, FlagChange};
+use netfilterqueue_protocol::config::{ConfigFlags, ConfigMessage, CopyMode, FlagChange};
 use netfilterqueue_protocol::conntrack::{Conntrack, ConntrackChange, LabelsChange, MarkChange};
 use netfilterqueue_protocol::interop::{QueueMessage, View};
 use netfilterqueue_protocol::message::{Ack, Message, Messages, NLMSG_HEADER_LEN, Nfgenmsg};
@@ -44,7 +44,7 @@ fn touch_message(message: Message<'_>) {
     }
     match ConfigMessage::parse(message) {
         Ok(config) => {
-            black_box(config.copy_mode.map(|mode| mode.effective()));
+            black_box(config.copy_mode.map(CopyMode::effective));
             config.flags.into_iter().for_each(|change| touch_flags(change.values));
         }
         Err(error) => print(error),
