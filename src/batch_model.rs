@@ -260,6 +260,7 @@ pub(super) struct Library {
 }
 
 impl Library {
+    #[cfg(test)]
     pub(super) fn new(first_id: u32, limit: usize) -> Self {
         Self::with(&QUEUES, first_id, limit)
     }
