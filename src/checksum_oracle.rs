@@ -243,7 +243,7 @@ impl Walk {
     fn route(&mut self, header: &[u8], units: usize) -> Option<()> {
         let (segments, left, last_entry) = (units / 2, usize::from(header[3]), header[4]);
         let (is_sound, last) = match header[2] {
-            0 => (units % 2 == 0 && left <= segments, header.len().wrapping_sub(16)),
+            0 => (units % 2 == 0 && left <= segments, header.len().checked_sub(16)?),
             2 => (units == 2 && left == 1, 8),
             4 => {
                 let last_entry = usize::from(last_entry);
