@@ -243,11 +243,11 @@ impl Walk {
     fn route(&mut self, header: &[u8], units: usize) -> Option<()> {
         let (segments, left, last_entry) = (units / 2, usize::from(header[3]), header[4]);
         let (is_sound, last) = match header[2] {
-            0 => (units % 2 == 0 && left <= segments, header.len().checked_sub(16)?),
+            0 => (units.is_multiple_of(2) && left <= segments, header.len().checked_sub(16)?),
             2 => (units == 2 && left == 1, 8),
             4 => {
                 let last_entry = usize::from(last_entry);
-                (last_entry + 1 <= segments && left <= last_entry + 1, 8)
+                (last_entry < segments && left <= last_entry + 1, 8)
             }
             kind => {
                 self.unknown_route = Some(kind);
