@@ -32,6 +32,8 @@ pub(super) fn judge(before: &[u8], outcome: Completion, after: &[u8]) {
     assert_eq!(before.len(), after.len());
     if let Completion::Nothing(_) = outcome {
         assert_eq!(before, after);
+        // Too short, contradictory or too long; nothing else is refused.
+        assert!(Walk::over(before).is_none() || before.len() > 65_535);
         return;
     }
     let is_ipv4 = before[0] >> 4 == 4;
@@ -43,7 +45,7 @@ pub(super) fn judge(before: &[u8], outcome: Completion, after: &[u8]) {
         assert_eq!(field(after, 4), after.len() - 40);
         vec![4]
     };
-    let walk = Walk::over(after);
+    let walk = Walk::over(after).expect("whole headers");
     let is_known = matches!((walk.protocol, is_ipv4), (6 | 17 | 136, _) | (1, true) | (58, false));
     match outcome {
         Completion::IpOnly(WhyIpOnly::Fragment) => assert!(walk.is_fragment),
@@ -73,7 +75,11 @@ fn transport(before: &[u8], after: &[u8], walk: &Walk) {
     let (len, mut covered) = (transport.len(), transport.len());
     match (walk.protocol, field(transport, 4)) {
         (17, stated) => assert_eq!(stated, len),
-        (136, 1..) => {
+        (136, 0) => {
+            let stated = field(before, walk.start + 4);
+            assert!(stated == 0 || stated > len);
+        }
+        (136, _) => {
             covered = field(transport, 4);
             assert!((8..=len).contains(&covered) && field(before, walk.start + 4) == covered);
         }
@@ -154,12 +160,31 @@ struct Walk {
 }
 
 impl Walk {
-    fn over(packet: &[u8]) -> Self {
-        if packet[0] >> 4 == 4 { Self::over_ipv4(packet) } else { Self::over_ipv6(packet) }
+    /// `None` if the headers are cut off or contradict themselves.
+    fn over(packet: &[u8]) -> Option<Self> {
+        let walk = match packet.first()? >> 4 {
+            4 => Self::over_ipv4(packet)?,
+            6 => Self::over_ipv6(packet)?,
+            _ => return None,
+        };
+        let transport = packet.get(walk.start..)?;
+        let needed = match (walk.protocol, packet[0] >> 4) {
+            _ if walk.is_fragment || walk.unknown_route.is_some() => 0,
+            (6, _) => 20,
+            (17 | 136, _) | (1, 4) | (58, 6) => 8,
+            _ => 0,
+        };
+        let is_covered = needed == 0 || walk.protocol != 136;
+        let is_whole =
+            transport.len() >= needed && (is_covered || !(1..8).contains(&field(transport, 4)));
+        is_whole.then_some(walk)
     }
 
-    fn over_ipv4(packet: &[u8]) -> Self {
+    fn over_ipv4(packet: &[u8]) -> Option<Self> {
         let start = usize::from(packet[0] & 15) * 4;
+        if start < 20 || packet.len() < start {
+            return None;
+        }
         let mut addresses = packet[12..20].to_vec();
         let mut at = 20;
         while at + 1 < start && packet[at] != 0 {
@@ -173,16 +198,19 @@ impl Walk {
             }
             at += len;
         }
-        Self {
+        Some(Self {
             protocol: packet[9],
             start,
             addresses,
             is_fragment: field(packet, 6) & 0x3fff != 0,
             unknown_route: None,
-        }
+        })
     }
 
-    fn over_ipv6(packet: &[u8]) -> Self {
+    fn over_ipv6(packet: &[u8]) -> Option<Self> {
+        if packet.len() < 40 {
+            return None;
+        }
         let mut walk = Self {
             protocol: packet[6],
             start: 40,
@@ -192,21 +220,11 @@ impl Walk {
         };
         let mut is_later = false;
         while !is_later && matches!(walk.protocol, 0 | 43 | 44 | 60) {
-            let header = &packet[walk.start..];
-            let len = if walk.protocol == 44 { 8 } else { 8 + 8 * usize::from(header[1]) };
-            let header = &header[..len];
+            let units = usize::from(*packet.get(walk.start + 1)?);
+            let len = if walk.protocol == 44 { 8 } else { 8 + 8 * units };
+            let header = packet.get(walk.start..walk.start + len)?;
             match walk.protocol {
-                43 if header[3] != 0 => {
-                    let last = match header[2] {
-                        0 => len - 16,
-                        2 | 4 => 8,
-                        _ => 0,
-                    };
-                    walk.unknown_route = (last == 0).then_some(header[2]);
-                    if last != 0 {
-                        walk.addresses[16..].copy_from_slice(&header[last..last + 16]);
-                    }
-                }
+                43 if header[3] != 0 => walk.route(header, units)?,
                 44 => {
                     walk.is_fragment |= field(header, 2) & 0xfff9 != 0;
                     is_later = field(header, 2) & 0xfff8 != 0;
@@ -217,7 +235,28 @@ impl Walk {
             walk.protocol = header[0];
             walk.start += len;
         }
-        walk
+        Some(walk)
+    }
+
+    /// RFC 5095, 6275 and 8754: segments of 16 bytes, the last one at the end or, in segment
+    /// routing, at the start.
+    fn route(&mut self, header: &[u8], units: usize) -> Option<()> {
+        let (segments, left, last_entry) = (units / 2, usize::from(header[3]), header[4]);
+        let (is_sound, last) = match header[2] {
+            0 => (units.is_multiple_of(2) && left <= segments, header.len().checked_sub(16)?),
+            2 => (units == 2 && left == 1, 8),
+            4 => {
+                let last_entry = usize::from(last_entry);
+                (last_entry < segments && left <= last_entry + 1, 8)
+            }
+            kind => {
+                self.unknown_route = Some(kind);
+                return Some(());
+            }
+        };
+        self.unknown_route = None;
+        self.addresses[16..].copy_from_slice(header.get(last..last + 16).filter(|_| is_sound)?);
+        Some(())
     }
 
     fn home_address(&mut self, header: &[u8]) {
