@@ -1,18 +1,9 @@
 //! Batches, retained packets and commits against a model of the kernel's queues.
-//!
-//! The model reads the very bytes that would be sent and does with them what the kernel does: an
-//! exact verdict takes one packet off the list, a cumulative one takes every packet off whose id is
-//! at or before the given one by signed distance. It drops what waits when rules change, refuses
-//! all that a thread without the capability sends, and puts its refusals behind packets that nobody
-//! has received yet, or nowhere.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use netfilterqueue_protocol::constants::NFQNL_MSG_VERDICT;
-use netfilterqueue_protocol::message::{Message, Messages};
+use netfilterqueue_protocol::message::Messages;
 use netfilterqueue_protocol::packet::Vlan;
-use netfilterqueue_protocol::verdict::{VerdictBatchMessage, VerdictMessage};
-use nix::errno::Errno;
 
 use super::*;
 use crate::changes::Changes;
@@ -20,10 +11,16 @@ use crate::edit::Edit;
 use crate::intake::{Consecutive, Intake};
 use crate::sample::{self, Shape};
 use crate::socket::{Arrival, RECEIVE_MAX, Received};
+use crate::sweep::sweep;
 use crate::verdicts::{Answer, Orphan, Outstanding, PAYLOADS_MAX, send_orphans};
 
+#[path = "batch_kernel.rs"]
+mod kernel;
 #[path = "batch_steps.rs"]
 mod steps;
+
+use self::kernel::Waiting;
+pub(super) use self::kernel::{Kernel, Key};
 
 #[cfg(fuzzing)]
 pub(crate) use self::steps::play;
@@ -37,7 +34,7 @@ const FOREIGN: u16 = 5;
 pub(super) const ON_UNDECIDED: Verdict = Verdict::Drop;
 
 /// The number of a thread that there is not.
-const OTHER_THREAD: u64 = u64::MAX;
+const OTHER_THREAD: u64 = u64::MAX - 1;
 
 /// How a packet left the kernel's queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,130 +66,6 @@ impl Fate {
         }
         changes.edit =
             self.payload.as_ref().map(|payload| Edit::at(payload_at..payload_at + payload.len()));
-    }
-}
-
-/// Queue number and packet id.
-pub(super) type Key = (u16, u32);
-
-/// What waits in the socket.
-#[derive(Debug)]
-enum Waiting {
-    Packet(Key, Shape),
-    Refusal(Vec<u8>),
-}
-
-impl Waiting {
-    fn datagram(&self) -> (Vec<u8>, Arrival) {
-        match self {
-            Self::Packet((queue, id), shape) => sample::packet(*queue, *id, *shape),
-            Self::Refusal(bytes) => (bytes.clone(), Arrival::Whole),
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Kernel {
-    /// Queue numbers and ids that wait for a verdict, oldest first.
-    pub(super) list: Vec<Key>,
-    socket: VecDeque<Waiting>,
-    pub(super) fates: BTreeMap<Key, Fate>,
-    next_ids: BTreeMap<u16, u32>,
-    /// Packets that nobody has received yet.
-    unread: BTreeSet<Key>,
-    /// Packets that were dropped unasked.
-    flushed: BTreeSet<Key>,
-    /// Packets that a refused verdict was about and that still wait.
-    denied: BTreeSet<Key>,
-    /// The socket has no room for refusals.
-    is_full: bool,
-}
-
-impl Kernel {
-    pub(super) fn enqueue(&mut self, queue: u16, shape: Shape) {
-        let packet = (queue, self.lose(queue));
-        self.list.push(packet);
-        self.unread.insert(packet);
-        self.socket.push_back(Waiting::Packet(packet, shape));
-    }
-
-    /// A packet that the socket had no room for.
-    fn lose(&mut self, queue: u16) -> u32 {
-        let next_id = self.next_ids.get_mut(&queue).expect("a known queue");
-        let id = *next_id;
-        *next_id = id.wrapping_add(1);
-        id
-    }
-
-    /// Rules have changed.
-    fn flush(&mut self) {
-        self.flushed.extend(self.list.drain(..));
-        self.denied.clear();
-    }
-
-    /// All of a datagram, or nothing of it.
-    fn take(&mut self, datagram: &[u8], is_permitted: bool) {
-        for message in Messages::new(datagram) {
-            let message = message.expect("well-formed message");
-            if message.kind() == NFQNL_MSG_VERDICT {
-                let verdict = VerdictMessage::parse(message).expect("well-formed verdict");
-                let key = (verdict.queue, verdict.id);
-                let fate = Fate {
-                    verdict: verdict.verdict,
-                    mark: verdict.mark,
-                    priority: verdict.priority,
-                    vlan: verdict.vlan,
-                    payload: verdict.payload.map(<[u8]>::to_vec),
-                };
-                self.judge(message, is_permitted, &fate, |packet| *packet == key);
-            } else {
-                let batch = VerdictBatchMessage::parse(message).expect("well-formed batch");
-                let VerdictBatchMessage { mark, priority, .. } = batch;
-                let fate = Fate { mark, priority, ..Fate::plain(batch.verdict) };
-                self.judge(message, is_permitted, &fate, |(queue, id)| {
-                    *queue == batch.queue && id.wrapping_sub(batch.last_id).cast_signed() <= 0
-                });
-            }
-        }
-        if !is_permitted && let Some(Ok(first)) = Messages::new(datagram).next() {
-            self.refuse(first, Errno::EPERM);
-        }
-    }
-
-    fn judge(
-        &mut self,
-        message: Message<'_>,
-        is_permitted: bool,
-        fate: &Fate,
-        reaches: impl Fn(&Key) -> bool,
-    ) {
-        let mut reached = 0;
-        let Self { list, unread, denied, fates, .. } = self;
-        list.retain(|packet| {
-            if !reaches(packet) {
-                return true;
-            }
-            reached += 1;
-            assert!(!unread.contains(packet), "a verdict reached a packet nobody received");
-            if !is_permitted {
-                denied.insert(*packet);
-                return true;
-            }
-            assert!(!denied.contains(packet), "a verdict reached a packet that was judged before");
-            assert!(fates.insert(*packet, fate.clone()).is_none());
-            false
-        });
-        if reached == 0 && is_permitted {
-            assert!(self.flushed.iter().any(reaches), "a verdict on packets that were gone");
-            self.refuse(message, Errno::ENOENT);
-        }
-    }
-
-    fn refuse(&mut self, request: Message<'_>, errno: Errno) {
-        if !self.is_full {
-            let answer = sample::Answer::new(request.kind(), request.sequence(), errno as i32);
-            self.socket.push_back(Waiting::Refusal(answer.port(request.port()).write()));
-        }
     }
 }
 
@@ -310,7 +183,7 @@ impl Library {
         let mut expected = 0;
         for waiting in waiting {
             let Waiting::Packet(packet, shape) = waiting else {
-                self.refused += 1;
+                self.refused += u64::from(matches!(waiting, Waiting::Refusal(_)));
                 continue;
             };
             let slot = came.next().expect("a packet is lost");
@@ -427,7 +300,7 @@ impl Library {
 
     /// A thread gets the capability or loses it. It gets it back only after the refusals of what it
     /// sent without have been read: the policy knows nothing of them before.
-    fn permit(&mut self, sender: usize, is_permitted: bool) {
+    pub(super) fn permit(&mut self, sender: usize, is_permitted: bool) {
         let Kernel { socket, denied, is_full, .. } = &self.wire.kernel;
         let is_unknown = socket.iter().any(|waiting| matches!(waiting, Waiting::Refusal(_)))
             || *is_full && !denied.is_empty();
@@ -440,6 +313,16 @@ impl Library {
         let is_left =
             send_orphans(orphans, wire.limit, |datagram| wire.send(datagram, |_| &[], sender));
         assert_eq!(is_left, !orphans.is_empty());
+    }
+
+    /// As `Queue::sweep`, when it is time.
+    fn sweep(&mut self, sender: usize) {
+        let Wire { kernel, outstanding, permitted, .. } = &mut self.wire;
+        for (queue, last_id) in self.intake.unpermitted() {
+            if outstanding.is_idle(queue) {
+                kernel.sweep(&sweep(queue, last_id), permitted[sender]);
+            }
+        }
     }
 
     /// Everything that is left gets its verdict, and all books must balance.
@@ -456,12 +339,21 @@ impl Library {
                 self.commit(0, 0);
             }
         }
+        self.sweep(0);
+        self.receive(9);
         let Self { mut wanted, intake, wire, .. } = self;
-        let Kernel { list, fates, flushed, denied, unread, .. } = wire.kernel;
+        let Kernel { list, fates, flushed, denied, swept, unread, is_full, .. } = wire.kernel;
         let list = BTreeSet::from_iter(list);
         assert_eq!(list, denied, "packets left without a verdict");
+        if wire.permitted[0] && !is_full {
+            let is_ours = |(queue, _): &Key| wire.outstanding.is_ours(*queue);
+            assert!(!list.iter().any(is_ours), "refused, and never dropped");
+            assert!(!intake.has_unpermitted());
+        }
         assert!(unread.is_empty());
-        wanted.retain(|packet, _| !flushed.contains(packet) && !denied.contains(packet));
+        wanted.retain(|packet, _| {
+            ![&flushed, &denied, &swept].iter().any(|others| others.contains(packet))
+        });
         assert_eq!(fates, wanted);
         assert_eq!(wire.outstanding.count(), 0);
         assert!(wire.outstanding.queues().eq(self.last_ids.into_keys()));

@@ -32,6 +32,7 @@ enum Step {
     FailSends(usize),
     Expire(usize),
     SendOrphans(usize),
+    Sweep(usize),
     /// Whether a thread has the capability from now on.
     Permit(usize, bool),
     Lose(u16),
@@ -105,7 +106,8 @@ impl Step {
             _ => match b % 8 {
                 0 => Self::Permit(sender, at_a % 2 == 0),
                 1 => Self::Expire(at_a),
-                2..=4 => Self::SendOrphans(sender),
+                2 | 3 => Self::SendOrphans(sender),
+                4 => Self::Sweep(sender),
                 5 | 6 => Self::Lose(QUEUES[at_a % 2]),
                 _ => Self::Flush,
             },
@@ -129,6 +131,7 @@ impl Step {
             Self::FailSends(sends) => library.wire.failing_sends = sends,
             Self::Expire(at) => library.expire(at),
             Self::SendOrphans(sender) => library.send_orphans(sender),
+            Self::Sweep(sender) => library.sweep(sender),
             Self::Permit(sender, is_permitted) => library.permit(sender, is_permitted),
             Self::Lose(queue) => drop(library.wire.kernel.lose(queue)),
             Self::Flush => library.wire.kernel.flush(),

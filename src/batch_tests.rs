@@ -62,6 +62,23 @@ fn the_packets_of_two_queues_make_two_runs() {
     library.finish();
 }
 
+/// The kernel refuses a datagram as a whole and names only its first message.
+#[test]
+fn packets_of_all_queues_in_a_refused_datagram_are_dropped_later() {
+    let mut library = Library::new(1, 4096);
+    (0..8).for_each(|at| library.wire.kernel.enqueue(QUEUES[at % 2], Shape::Whole));
+    library.receive(8);
+    (0..8).for_each(|at| library.decide(0, at, Fate::plain(Verdict::Accept)));
+    library.permit(0, false);
+    library.commit(0, 0);
+    assert_eq!(library.wire.kernel.list.len(), 8);
+    library.receive(1);
+    library.permit(0, true);
+    // This one is behind them and must not be reached.
+    library.wire.kernel.enqueue(QUEUE, Shape::Whole);
+    library.finish();
+}
+
 #[test]
 fn a_retained_packet_is_not_overtaken() {
     let mut library = Library::new(1, 4096);

@@ -1,5 +1,5 @@
-//! Entrances for the fuzz targets in `fuzz/`, to what no program can reach. Not part of any build
-//! but theirs.
+//! Entrances for the fuzz targets in `fuzz/`, to what no program can reach. Only under
+//! `--cfg fuzzing`, where nothing of it is for others.
 
 use std::fmt::{self, Write};
 

@@ -201,8 +201,8 @@ impl Intake {
         };
         let errno = Errno::from_raw(ack.errno());
         if let Some(queue) = swept_queue(ack.request_port()) {
-            // Nothing is left, or all are dropped.
-            if ack.errno() == 0 || errno == Errno::ENOENT {
+            // All are dropped, nothing is left, or even the queue is gone.
+            if ack.errno() == 0 || matches!(errno, Errno::ENOENT | Errno::ENODEV) {
                 self.unpermitted.remove(queue);
             }
             return;
@@ -221,13 +221,14 @@ impl Intake {
         // id.
         let queue = u16::try_from(ack.request_port()).unwrap_or_default();
         if errno == Errno::EPERM && outstanding.counts_all(queue) {
-            self.unpermitted.add(queue);
+            // The whole datagram was refused, and any queue may have had a verdict in it.
+            self.unpermitted.add(outstanding.queues());
         }
         self.refusals.push_back(Refusal { queue, id: ack.request_sequence(), cumulative, errno });
     }
 
     /// Whether verdicts were refused whose packets may wait still.
-    pub(crate) const fn has_unpermitted(&self) -> bool {
+    pub(crate) fn has_unpermitted(&self) -> bool {
         !self.unpermitted.is_empty()
     }
 

@@ -33,9 +33,10 @@ impl Queue {
     ///
     /// Those of [`Queue::recv`] and of [`Batch::commit`], except [`Error::WouldBlock`], and
     /// [`Error::Stopped`] only in non-blocking mode, where `Ok` says that no packet waits. That the
-    /// kernel has no memory for verdicts (`ENOBUFS`, `ENOMEM`) is an error only in non-blocking
-    /// mode; otherwise they are sent again until it has, or a stop comes. Verdicts that could not
-    /// be sent are sent with the next receive, edited packets then with the default verdict.
+    /// kernel has no memory for verdicts (`ENOBUFS`, `ENOMEM`) is an error in non-blocking mode;
+    /// otherwise it becomes one only when a stop comes, and until then they are sent again every
+    /// 50 ms. Verdicts that could not be sent are sent with the next receive, edited packets then
+    /// with the default verdict.
     ///
     /// # Panics
     ///
@@ -83,7 +84,8 @@ impl Queue {
             match batch.commit() {
                 Err(error) if patience == Patience::Endless && error.is_want_of_memory() => {
                     if self.binding.wake().take_stop() {
-                        return Err(Error::Stopped);
+                        // Not as if all were well.
+                        return Err(error);
                     }
                     thread::sleep(RETRY_AFTER);
                 }

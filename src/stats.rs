@@ -142,10 +142,11 @@ pub struct Refusal {
     /// The kernel's reason. `ENOENT` is normal: the packet was flushed, because a firewall rule set
     /// changed or a device went down. (A cumulative verdict is refused only if none of its packets
     /// is left.) `EPERM`: the thread that sent it lacked `CAP_NET_ADMIN`, and the packet still
-    /// waits; the kernel says so once for a whole datagram, and names its first packet. Such
-    /// packets are dropped, whatever was decided, by a receive of a thread that has the capability
-    /// (again) and at a moment when no packet of the queue is in a batch or retained; on a socket
-    /// from elsewhere only when the queue closes.
+    /// waits; the kernel says so once for a whole datagram, and names its first packet. Once
+    /// this refusal has been received, such packets are dropped, whatever was decided, by a receive
+    /// of a thread that has the capability (again), at a moment when no packet of the queue is in a
+    /// batch or retained; on a socket from elsewhere, or if the refusal found the socket full, only
+    /// when the queue closes.
     pub errno: Errno,
 }
 

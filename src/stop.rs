@@ -21,7 +21,7 @@ impl StopHandle {
 
     /// Makes the queue's [`run`](crate::Queue::run) return, or its next
     /// [`recv`](crate::Queue::recv) fail with [`Error::Stopped`], once. A batch in progress is
-    /// finished first.
+    /// finished first; if the kernel has no memory for its verdicts, `run` says so instead.
     ///
     /// It stores a flag and writes to an eventfd, both of which are safe in a signal handler (which
     /// should preserve `errno`, as always).

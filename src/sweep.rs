@@ -1,11 +1,13 @@
 //! Packets whose verdicts the kernel refused because the sender lacked `CAP_NET_ADMIN`.
 //!
 //! Such a refusal comes when the packets count as answered and nobody holds them any more; it names
-//! the first one of a datagram and no other. So that they do not wait for ever, they are dropped
+//! the first one of a datagram and no other, which may be of other queues. So that they do not wait for ever, they are dropped
 //! together, by a cumulative verdict up to the newest id that was received, as soon as it reaches
 //! no packet that somebody holds and the kernel accepts it. What was decided about them is not
 //! known by then. They do not get the default verdict: that may be to accept, and some may have
 //! been to be dropped.
+
+use std::collections::BTreeSet;
 
 use netfilterqueue_protocol::verdict::{Verdict, VerdictBatchMessage};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkBuffer};
@@ -16,24 +18,22 @@ const SWEEP: u32 = 1 << 16;
 
 /// The queues that have to be swept.
 #[derive(Debug, Default)]
-pub(crate) struct Unpermitted(Vec<u16>);
+pub(crate) struct Unpermitted(BTreeSet<u16>);
 
 impl Unpermitted {
-    pub(crate) fn add(&mut self, queue: u16) {
-        if !self.has(queue) {
-            self.0.push(queue);
-        }
+    pub(crate) fn add(&mut self, queues: impl Iterator<Item = u16>) {
+        self.0.extend(queues);
     }
 
     pub(crate) fn remove(&mut self, queue: u16) {
-        self.0.retain(|unpermitted| *unpermitted != queue);
+        self.0.remove(&queue);
     }
 
     pub(crate) fn has(&self, queue: u16) -> bool {
         self.0.contains(&queue)
     }
 
-    pub(crate) const fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
