@@ -12,6 +12,7 @@ use nix::errno::Errno;
 
 use crate::accounts::{Counted, Fate, Ledger, Traffic, number};
 use crate::children::{Played, commands, say, wait_patiently};
+use crate::kernel::lacks;
 use crate::support::{SOON, UdpPair, V4, queue_udp, receive_exactly};
 use crate::{Test, faults};
 
@@ -218,7 +219,7 @@ fn all_rules_are_flushed_by_another_socket(_: &Namespace) {
         traffic.settle(&ledger, Counted::default());
         assert_eq!(refusals_unread(&mut queue), 0);
     } else {
-        eprintln!("the kernel has no tables with owners, as before 5.12: the rules are gone");
+        lacks("owner tables", "the rules are gone when somebody flushes all");
         assert_eq!((stats.received, stats.lost), (WAVE as u64, 0));
         let numbers = ledger.numbers(1).into_values();
         let flushed = numbers.filter(|number| Fate::of(*number) == Fate::Accepted).count() as u64;

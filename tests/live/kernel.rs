@@ -19,7 +19,8 @@ const REQUIRED: &str = "NETFILTERQUEUE_REQUIRE_FEATURES";
 const NOTES: &str = "NETFILTERQUEUE_NOTES";
 
 /// What kernels have since a version that this library still works without.
-const SINCE: [(&str, (u32, u32)); 4] = [
+const SINCE: [(&str, (u32, u32)); 5] = [
+    ("time namespaces", (5, 6)),
     ("owner tables", (5, 12)),
     ("UDP super-packets", (5, 14)),
     ("priority", (5, 18)),
