@@ -21,6 +21,8 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{Mark, RcvBuf};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
+use crate::harness::may_be_slow;
+use crate::kernel::untested;
 use crate::support::{QUIET, SOON, V4, kernel_stats, udp_data, wait_until};
 
 /// Lists tests with their names, each within [`leaves_nothing`].
@@ -286,6 +288,21 @@ pub fn keep_up(what: &str, condition: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "{what} did not happen within {SOON:?}");
         thread::sleep(Duration::from_micros(20));
     }
+}
+
+/// How long a test goes on that is about a great number. On a machine that may be slow it is as much
+/// as there is after a while.
+pub fn patience() -> Duration {
+    Duration::from_secs(if may_be_slow() { 15 } else { 45 })
+}
+
+/// Less was done than the test is about: that is noted where the machine may be slow, and a failure
+/// elsewhere.
+#[track_caller]
+pub fn fell_short(wanted: &str, done: u64) {
+    let why = format!("no more than {done} in {:?}", patience());
+    assert!(may_be_slow(), "{wanted}: {why}");
+    untested(wanted, why);
 }
 
 /// Runs a test, and asserts that it leaves no netfilter socket (and so no queue) and no nftables
