@@ -60,6 +60,13 @@ fn flood_with_long_packets(on_undecided: Verdict, traffic: &Traffic, ledger: &Le
     judge_what_waits(&mut queue);
     let stats = queue.stats();
     assert_eq!(balance(1, &stats, ledger).unwrap_or(0), 0);
+    // Each fourth is too long; the last one is not.
+    let short = FLOOD as u64 * 3 / 4 + 1;
+    let judged = ledger.numbers(1);
+    assert!(judged.values().all(|number| number % 4 != 3), "a long one was judged");
+    // No other than these is missing, whether they were lost or did not fit.
+    let (short_missing, long) = (short - judged.len() as u64, FLOOD as u64 / 4);
+    assert_eq!(short_missing + (long - stats.truncated), stats.lost, "{stats:?}");
     assert!(stats.truncated > 100, "{stats:?}");
     assert_eq!((stats.malformed, stats.refused), (0, 0));
     stats
