@@ -241,6 +241,13 @@ impl Ledger {
         of_queue.map(|((_, id), (number, _))| (*id, *number)).collect()
     }
 
+    /// Asserts that the packets of a queue have the ids from 1 on, so many of them.
+    #[track_caller]
+    pub fn expect_ids(&self, queue: u16, count: u64) {
+        let ids = self.numbers(queue).into_keys();
+        assert!(ids.map(u64::from).eq(1..=count), "not the ids from 1 to {count} of {queue}");
+    }
+
     /// How many were accepted.
     pub fn accepted(&self) -> usize {
         self.fates().values().filter(|fate| **fate == Fate::Accepted).count()
