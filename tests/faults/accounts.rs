@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use netfilterqueue::protocol::message::Messages;
 use netfilterqueue::rules::{Hook, InstalledRules, Protocol, Rule, Rules};
-use netfilterqueue::{Decided, Packet, Stats, Verdict};
+use netfilterqueue::{Decided, Error, Packet, Stats, Verdict};
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
@@ -285,6 +285,17 @@ pub fn balance(queue: u16, stats: &Stats, ledger: &Ledger) -> Option<u64> {
     assert_eq!(kernel.waiting, 0, "{kernel:?}");
     assert_eq!(u64::from(kernel.last_id), stats.received + stats.lost, "{kernel:?} {stats:?}");
     Some(kernel.queue_dropped.into())
+}
+
+/// Whether a receive that does not block has brought packets; panics at any other error than that
+/// there are none.
+#[track_caller]
+pub fn received(result: Result<usize, Error>) -> bool {
+    match result {
+        Ok(packets) => packets > 0,
+        Err(Error::WouldBlock) => false,
+        Err(error) => panic!("{error}"),
+    }
 }
 
 /// As `wait_until`, for what happens all the time.

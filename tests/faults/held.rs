@@ -10,7 +10,7 @@ use netfilterqueue::{Batch, Queue, RetainedPacket};
 use netfilterqueue_netns::Namespace;
 
 use crate::accounts::{
-    Counted, Fate, Ledger, Traffic, balance, feed, fell_short, number, patience,
+    Counted, Fate, Ledger, Traffic, balance, feed, fell_short, number, patience, received,
 };
 use crate::support::SOON;
 use crate::{Test, faults};
@@ -48,7 +48,7 @@ impl Side {
         self.queue.set_nonblocking(true);
         while self.traffic.sent() < count && Instant::now() < until {
             self.traffic.send(ROUND, 4);
-            while self.queue.recv(&mut batch).is_ok() {
+            while received(self.queue.recv(&mut batch)) {
                 held.extend(batch.iter_mut().map(|packet| packet.retain().0));
             }
         }

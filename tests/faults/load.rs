@@ -10,7 +10,7 @@ use netfilterqueue::{
 use netfilterqueue_netns::Namespace;
 
 use crate::accounts::{
-    Counted, Fate, Ledger, Traffic, balance, fell_short, keep_up, number, patience,
+    Counted, Fate, Ledger, Traffic, balance, fell_short, keep_up, number, patience, received,
 };
 use crate::support::{kernel_stats, queue_udp};
 use crate::{Test, faults};
@@ -33,8 +33,7 @@ fn flood_with_long_packets(on_undecided: Verdict, traffic: &Traffic, ledger: &Le
     let mut batch = Batch::with_buffer_len(32, 300);
     let mut judge_what_waits = |queue: &mut Queue| {
         let mut changes = 0;
-        while let Ok(count) = queue.recv(&mut batch) {
-            assert!(count > 0);
+        while received(queue.recv(&mut batch)) {
             for packet in &mut batch {
                 ledger.judge(packet);
             }
@@ -138,7 +137,7 @@ fn change_under_a_flood(builder: QueueBuilder, changes: u64) -> Stats {
     let (changed, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
     let mut batch = Batch::new(16);
     let mut judge = |queue: &mut Queue| {
-        while queue.recv(&mut batch).is_ok() {
+        while received(queue.recv(&mut batch)) {
             for packet in &mut batch {
                 let number = number_of(&packet);
                 let fate = Fate::of(number);
