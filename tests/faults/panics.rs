@@ -11,7 +11,7 @@ use netfilterqueue_netns::Namespace;
 
 use crate::accounts::{Counted, Fate, Ledger, Traffic, number};
 use crate::children::wait_patiently;
-use crate::support::{SOON, queue_udp};
+use crate::support::{SOON, StopOnDrop, queue_udp};
 use crate::{Test, faults};
 
 pub const TESTS: [Test; 6] = faults![
@@ -190,6 +190,8 @@ fn in_one_of_several_threads_all_end_and_all_go_on(_: &Namespace) {
     let handles: Vec<_> = queues.iter().map(Queue::stats_handle).collect();
     thread::scope(|scope| {
         scope.spawn(|| {
+            // Also when it never comes to that end.
+            let _stop = StopOnDrop(stop);
             for _ in 0..EACH / 50 {
                 traffics.iter().for_each(|traffic| traffic.send(50, 100));
             }
@@ -197,7 +199,6 @@ fn in_one_of_several_threads_all_end_and_all_go_on(_: &Namespace) {
                 let answered: u64 = handles.iter().map(|handle| handle.stats().answered).sum();
                 answered == 3 * EACH as u64
             });
-            stop.stop();
         });
         loop {
             let run_all = AssertUnwindSafe(|| {

@@ -17,7 +17,7 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_fi
 
 use crate::accounts::{Counted, Fate, Ledger, Traffic, balance, number};
 use crate::kernel::untested;
-use crate::support::{QUIET, SOON, queue_udp, receive_exactly, wait_until};
+use crate::support::{QUIET, SOON, StopOnDrop, queue_udp, receive_exactly, wait_until};
 use crate::{Test, faults};
 
 pub const TESTS: [Test; 5] = faults![
@@ -242,6 +242,7 @@ fn a_blocking_run_does_not_end_for_want_of_memory(_: &Namespace) {
         traffic.send(8, 4);
         let (stop, stats) = (queue.stop_handle(), queue.stats_handle());
         thread::scope(|scope| {
+            let stop = StopOnDrop(stop);
             let running = scope.spawn(|| {
                 make_sends_fail(reason).unwrap();
                 queue.run(|packet| ledger.judge(packet))
@@ -250,7 +251,7 @@ fn a_blocking_run_does_not_end_for_want_of_memory(_: &Namespace) {
             // Longer than a single send is tried.
             thread::sleep(3 * QUIET);
             assert!(!running.is_finished());
-            stop.stop();
+            drop(stop);
             running.join().unwrap().unwrap();
         });
         queue.set_nonblocking(true);
