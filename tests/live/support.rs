@@ -179,7 +179,7 @@ pub fn judge_while<T>(
 }
 
 /// Ends a `run` also when the test fails meanwhile.
-struct StopOnDrop(StopHandle);
+pub struct StopOnDrop(pub StopHandle);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
