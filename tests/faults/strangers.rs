@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use caps::{CapSet, Capability};
 use netfilterqueue::protocol::config::{Command, ConfigMessage, CopyMode};
 use netfilterqueue::protocol::constants::{NFQNL_MSG_CONFIG, NFQNL_MSG_PACKET, NFQNL_MSG_VERDICT};
 use netfilterqueue::protocol::verdict::{VerdictBatchMessage, VerdictMessage};
@@ -18,7 +17,7 @@ use nix::errno::Errno;
 
 use crate::accounts::{Counted, Fate, Ledger, Traffic, balance, number};
 use crate::children::{Played, commands, note_all, say, told_stats, wait_patiently};
-use crate::support::{judge_while, queue_udp};
+use crate::support::{judge_while, queue_udp, without_capability};
 use crate::{Test, faults};
 
 pub const TESTS: [Test; 5] = faults![
@@ -66,9 +65,7 @@ fn meddle() {
 /// With the capability and without it.
 fn meddle_twice() {
     meddle();
-    caps::drop(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap();
-    meddle();
-    caps::raise(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap();
+    without_capability(meddle);
 }
 
 const ROUNDS: usize = 10;
