@@ -157,8 +157,8 @@ fn rules_of_another_process_come_and_go_under_traffic(_: &Namespace) {
 }
 
 /// A run of which some packets are left is not refused, so that it cannot be told of each packet
-/// whether it was flushed. But nothing ends, nothing waits for ever, and waves between which no rules go arrive
-/// whole.
+/// whether it was flushed. But nothing ends, nothing waits for ever, and a wave that is
+/// queued while no rules go away arrives whole.
 fn cumulative_verdicts_go_on_while_rules_come_and_go(_: &Namespace) {
     const ROUNDS: usize = 25;
     const WAVE: usize = 60;
