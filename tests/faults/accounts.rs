@@ -308,8 +308,8 @@ pub fn keep_up(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// How long a test goes on that is about a great number. On a machine that may be slow it is as much
-/// as there is after a while.
+/// How long a test goes on that is about a great number. On a machine that may be slow it is as
+/// much as there is after a while.
 pub fn patience() -> Duration {
     Duration::from_secs(if may_be_slow() { 15 } else { 45 })
 }

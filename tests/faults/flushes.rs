@@ -30,8 +30,8 @@ const HELD: usize = 20;
 /// Local packets at a time, which have nothing to do with any link but loopback.
 const WAVE: usize = 50;
 
-/// How many IPv4 packets have come in by any link of this thread's namespace. They are counted right
-/// before they are queued.
+/// How many IPv4 packets have come in by any link of this thread's namespace. They are counted
+/// right before they are queued.
 fn packets_from_links() -> u64 {
     let counters = fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
     let mut lines = counters.lines().filter_map(|line| line.strip_prefix("Ip: "));
