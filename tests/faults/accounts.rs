@@ -315,7 +315,7 @@ pub fn patience() -> Duration {
 }
 
 /// Less was done than the test is about: that is noted where the machine may be slow, and a failure
-/// elsewhere.
+/// elsewhere. No commas in `wanted`, which becomes part of a list.
 #[track_caller]
 pub fn fell_short(wanted: &str, done: u64) {
     let why = format!("no more than {done} in {:?}", patience());

@@ -39,7 +39,7 @@ fn bind_again_and_again(queue: u16, traffic: &Traffic) {
     let (mut unread, mut stale) = (0, None);
     for round in 0..BINDINGS {
         if Instant::now() > deadline {
-            fell_short("10,000 bindings (5,000 of each number)", round.into());
+            fell_short("10000 bindings of two numbers", round.into());
             break;
         }
         if round % WITH_PACKETS == 0 {

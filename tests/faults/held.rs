@@ -98,7 +98,7 @@ fn packets_beyond_65536_are_held_and_judged_in_any_order(_: &Namespace) {
     println!("{count} packets held, {each} bytes each");
     assert!(each < BYTES_PER_PACKET, "{memory:?}");
     if first.traffic.sent() < MANY {
-        fell_short("65,536 packets held in a queue", of_first);
+        fell_short("65536 packets held in a queue", of_first);
     } else {
         assert!(of_first >= AT_LEAST, "{of_first} of {} held", first.traffic.sent());
     }
