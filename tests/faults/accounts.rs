@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use netfilterqueue::protocol::message::Messages;
 use netfilterqueue::rules::{Hook, InstalledRules, Protocol, Rule, Rules};
-use netfilterqueue::{Decided, Packet, Stats, Verdict};
+use netfilterqueue::{Decided, Error, Packet, Stats, Verdict};
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
@@ -21,6 +21,8 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{Mark, RcvBuf};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
+use crate::harness::may_be_slow;
+use crate::kernel::untested;
 use crate::support::{QUIET, SOON, V4, kernel_stats, udp_data, wait_until};
 
 /// Lists tests with their names, each within [`leaves_nothing`].
@@ -239,6 +241,13 @@ impl Ledger {
         of_queue.map(|((_, id), (number, _))| (*id, *number)).collect()
     }
 
+    /// Asserts that the packets of a queue have the ids from 1 on, so many of them.
+    #[track_caller]
+    pub fn expect_ids(&self, queue: u16, count: u64) {
+        let ids = self.numbers(queue).into_keys();
+        assert!(ids.map(u64::from).eq(1..=count), "not the ids from 1 to {count} of {queue}");
+    }
+
     /// How many were accepted.
     pub fn accepted(&self) -> usize {
         self.fates().values().filter(|fate| **fate == Fate::Accepted).count()
@@ -278,6 +287,17 @@ pub fn balance(queue: u16, stats: &Stats, ledger: &Ledger) -> Option<u64> {
     Some(kernel.queue_dropped.into())
 }
 
+/// Whether a receive that does not block has brought packets; panics at any other error than that
+/// there are none.
+#[track_caller]
+pub fn received(result: Result<usize, Error>) -> bool {
+    match result {
+        Ok(packets) => packets > 0,
+        Err(Error::WouldBlock) => false,
+        Err(error) => panic!("{error}"),
+    }
+}
+
 /// As `wait_until`, for what happens all the time.
 #[track_caller]
 pub fn keep_up(what: &str, condition: impl Fn() -> bool) {
@@ -286,6 +306,21 @@ pub fn keep_up(what: &str, condition: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "{what} did not happen within {SOON:?}");
         thread::sleep(Duration::from_micros(20));
     }
+}
+
+/// How long a test goes on that is about a great number. On a machine that may be slow it is as
+/// much as there is after a while.
+pub fn patience() -> Duration {
+    Duration::from_secs(if may_be_slow() { 15 } else { 45 })
+}
+
+/// Less was done than the test is about: that is noted where the machine may be slow, and a failure
+/// elsewhere. No commas in `wanted`, which becomes part of a list.
+#[track_caller]
+pub fn fell_short(wanted: &str, done: u64) {
+    let why = format!("no more than {done} in {:?}", patience());
+    assert!(may_be_slow(), "{wanted}: {why}");
+    untested(wanted, why);
 }
 
 /// Runs a test, and asserts that it leaves no netfilter socket (and so no queue) and no nftables

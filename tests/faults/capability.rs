@@ -2,13 +2,12 @@
 
 use std::thread;
 
-use caps::{CapSet, Capability};
 use netfilterqueue::{Batch, Error, Queue, RetainedPacket};
 use netfilterqueue_netns::Namespace;
 use nix::errno::Errno;
 
 use crate::accounts::{Counted, Fate, Ledger, Traffic, balance, number};
-use crate::support::{kernel_stats, queue_udp, receive_exactly, wait_until};
+use crate::support::{kernel_stats, queue_udp, receive_exactly, wait_until, without_capability};
 use crate::{Test, faults};
 
 pub const TESTS: [Test; 3] = faults![
@@ -16,14 +15,6 @@ pub const TESTS: [Test; 3] = faults![
     packets_that_are_held_meanwhile_are_judged_afterwards,
     a_thread_without_it_does_not_stop_the_others,
 ];
-
-/// Does something without the capability, which only this thread lacks.
-fn without_capability<T>(work: impl FnOnce() -> T) -> T {
-    caps::drop(None, CapSet::Effective, Capability::CAP_NET_ADMIN).expect("dropped");
-    let value = work();
-    caps::raise(None, CapSet::Effective, Capability::CAP_NET_ADMIN).expect("raised again");
-    value
-}
 
 /// So many packets fill the queue: if any stayed behind, the next wave would not fit.
 const WAVE: usize = 64;

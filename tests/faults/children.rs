@@ -15,13 +15,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getegid};
 
 use crate::accounts::{Fate, Ledger, number};
-use crate::harness::TIME_LIMIT;
+use crate::harness::time_limit;
 use crate::support::{Judging, queue_udp};
 
 /// In the environment of a child: the part it plays.
 const PART: &str = "NETFILTERQUEUE_FAULTS_PART";
 
-/// Waits for answers; the time limit of the test is the shorter one.
+/// Waits for answers; half of what a test may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A part: reads commands until its input ends.
@@ -41,10 +41,14 @@ pub fn play() -> Option<ExitCode> {
     let name = env::var(PART).ok()?;
     // Longer than any test may take; not for ever, should the test be killed.
     thread::spawn(|| {
-        thread::sleep(TIME_LIMIT);
+        thread::sleep(time_limit() + PATIENCE);
         std::process::exit(1);
     });
-    let (_, part) = PARTS.iter().find(|(part, _)| *part == name)?;
+    // Not the tests instead, which would start it again.
+    let Some((_, part)) = PARTS.iter().find(|(part, _)| *part == name) else {
+        eprintln!("{PART}: {name:?} is no part");
+        return Some(ExitCode::FAILURE);
+    };
     Some(match part() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -195,7 +199,7 @@ fn worker() -> io::Result<()> {
         let mut kept = Vec::new();
         Judging::start(queue, move |packet| {
             while mode.load(Ordering::SeqCst) == STALL {
-                thread::sleep(TIME_LIMIT);
+                thread::sleep(time_limit());
             }
             if mode.load(Ordering::SeqCst) == KEEP {
                 let (retained, decided) = packet.retain();

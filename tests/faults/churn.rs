@@ -1,13 +1,15 @@
 //! Queues that come and go.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use allocation_counter::measure;
 use netfilterqueue::{Error, Queue, RetainedPacket};
 use netfilterqueue_netns::Namespace;
 
-use crate::accounts::{Counted, Fate, Ledger, Traffic, feed, netfilter_sockets, number};
+use crate::accounts::{
+    Counted, Fate, Ledger, Traffic, feed, fell_short, netfilter_sockets, number, patience,
+};
 use crate::support::receive_exactly;
 use crate::{Test, faults};
 
@@ -15,9 +17,6 @@ pub const TESTS: [Test; 1] = faults![ten_thousand_bindings_leave_nothing];
 
 /// Of each of two numbers.
 const BINDINGS: u32 = 5_000;
-
-/// On a very slow machine it is as many as there are after this.
-const PATIENCE: Duration = Duration::from_secs(15);
 
 /// One binding in so many has packets.
 const WITH_PACKETS: u32 = 10;
@@ -36,11 +35,11 @@ fn ten_thousand_bindings_leave_nothing(_: &Namespace) {
 
 fn bind_again_and_again(queue: u16, traffic: &Traffic) {
     let ledger = Ledger::default();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience();
     let (mut unread, mut stale) = (0, None);
     for round in 0..BINDINGS {
         if Instant::now() > deadline {
-            eprintln!("no more than {round} bindings in {PATIENCE:?}");
+            fell_short("10000 bindings of two numbers", round.into());
             break;
         }
         if round % WITH_PACKETS == 0 {

@@ -3,6 +3,7 @@
 //! waits and is of a link that goes; verdicts on it are refused, and nothing else is disturbed.
 
 use std::collections::BTreeSet;
+use std::fs;
 
 use netfilterqueue::rules::{Hook, InstalledRules};
 use netfilterqueue::{Batch, Error, Queue, RetainedPacket};
@@ -11,8 +12,8 @@ use nix::errno::Errno;
 
 use crate::accounts::{Counted, Fate, Ledger, Traffic, number};
 use crate::support::{
-    CLIENT_V4, Peers, QUIET, SERVER_V4, UdpPair, queue_udp, queue_udp_at, receive_exactly,
-    wait_until,
+    CLIENT_V4, Peers, QUIET, SERVER_V4, UdpPair, kernel_stats, queue_udp, queue_udp_at,
+    receive_exactly, wait_until,
 };
 use crate::{Test, faults};
 
@@ -28,6 +29,16 @@ const HELD: usize = 20;
 
 /// Local packets at a time, which have nothing to do with any link but loopback.
 const WAVE: usize = 50;
+
+/// How many IPv4 packets have come in by any link of this thread's namespace. They are counted
+/// right before they are queued.
+fn packets_from_links() -> u64 {
+    let counters = fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+    let mut lines = counters.lines().filter_map(|line| line.strip_prefix("Ip: "));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let mut both = names.split(' ').zip(values.split(' '));
+    both.find(|(name, _)| *name == "InReceives").unwrap().1.parse().unwrap()
+}
 
 /// A queue that gets the packets between two peers and local ones.
 struct Both {
@@ -86,7 +97,13 @@ impl Both {
         let held: Vec<_> = batch.iter_mut().map(|packet| packet.retain().0).collect();
         assert!(held.iter().all(|packet| packet.hook() == Hook::FORWARD));
         self.traffic.send(WAVE, 100);
+        let (waiting, came) = (kernel_stats(1).map(|kernel| kernel.waiting), packets_from_links());
         udp.send_each(0..HELD as u8);
+        // They come in by another thread of the kernel, and the link must not go before.
+        wait_until("all packets in the queue", || match (waiting, kernel_stats(1)) {
+            (Some(before), Some(kernel)) => kernel.waiting == before + HELD as u32,
+            _ => packets_from_links() >= came + HELD as u64,
+        });
         held
     }
 

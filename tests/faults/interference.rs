@@ -12,7 +12,8 @@ use nix::errno::Errno;
 
 use crate::accounts::{Counted, Fate, Ledger, Traffic, number};
 use crate::children::{Played, commands, say, wait_patiently};
-use crate::support::{SOON, UdpPair, V4, queue_udp, receive_exactly};
+use crate::kernel::lacks;
+use crate::support::{SOON, StopOnDrop, UdpPair, V4, queue_udp, receive_exactly};
 use crate::{Test, faults};
 
 pub const TESTS: [Test; 3] = faults![
@@ -156,36 +157,57 @@ fn rules_of_another_process_come_and_go_under_traffic(_: &Namespace) {
 }
 
 /// A run of which some packets are left is not refused, so that it cannot be told of each packet
-/// whether it was flushed. But nothing ends, and nothing waits for ever.
+/// whether it was flushed. But nothing ends, nothing waits for ever, and a wave that is
+/// queued while no rules go away arrives whole.
 fn cumulative_verdicts_go_on_while_rules_come_and_go(_: &Namespace) {
     const ROUNDS: usize = 25;
     const WAVE: usize = 60;
     let mut queue = Queue::builder(1).max_len(4096).bind().unwrap();
     let _rules = queue_udp(1);
-    let (traffic, ledger) = (Traffic::new(ROUNDS * WAVE + 60, 100), Ledger::default());
+    let (traffic, ledger) = (Traffic::new(2 * ROUNDS * WAVE, 100), Ledger::default());
     let mut meddler = Played::start("meddler");
     let stats = queue.stats_handle();
-    let stop = queue.stop_handle();
+    let stop = StopOnDrop(queue.stop_handle());
+    let accepted_from = |first: u64| {
+        (first..traffic.sent()).filter(|n| Fate::of(*n as u32) == Fate::Accepted).count()
+    };
+    // Of the waves that met with a flush.
+    let mut flushed = 0;
     std::thread::scope(|scope| {
+        let stop = stop;
         let run = scope.spawn(|| queue.run(|packet| ledger.judge(packet)));
-        for _ in 0..ROUNDS {
+        let (mut first, mut before) = (0, 0);
+        let all_judged = || stats.stats().answered == traffic.sent();
+        for round in 0..ROUNDS {
             meddler.tell("flush");
             traffic.send(WAVE, 100);
             assert_eq!(meddler.line(), "flushed");
             assert!(!run.is_finished(), "the loop has ended");
+            if round % 3 == 0 {
+                wait_patiently("the verdicts of flushed waves", all_judged);
+                let accepted = accepted_from(first);
+                // A packet is where it goes to when its verdict has been sent.
+                let arrived = traffic.collect() - before;
+                assert!(arrived <= accepted, "{arrived} of {accepted} arrived");
+                flushed += (accepted - arrived) as u64;
+                first = traffic.sent();
+                before = traffic.collect();
+                traffic.send(WAVE, 100);
+                let whole = before + accepted_from(first);
+                wait_patiently("a wave without a flush", || traffic.collect() == whole);
+                wait_patiently("its last verdict", all_judged);
+                (first, before) = (traffic.sent(), whole);
+            }
         }
-        wait_patiently("the last verdict", || stats.stats().answered == traffic.sent());
-        stop.stop();
+        assert_eq!(first, traffic.sent(), "the last wave was without a flush");
+        drop(stop);
         run.join().unwrap().unwrap();
     });
     assert_eq!(meddler.finish(), [""; 0]);
     let before = queue.stats();
     assert_eq!((before.received, before.lost, before.held), (traffic.sent(), 0, 0));
     assert!(before.cumulative_verdicts > 0);
-    // What is missing among the accepted ones was flushed; it is for `settle` to find no other.
-    let accepted = ledger.numbers(1).values().filter(|n| Fate::of(**n) == Fate::Accepted).count();
-    // A packet is where it goes to when its verdict has been sent.
-    let flushed = (accepted - traffic.collect()) as u64;
+    println!("{flushed} accepted packets were flushed");
     // From here on nothing is missing.
     queue.set_nonblocking(true);
     traffic.send(60, 100);
@@ -218,7 +240,7 @@ fn all_rules_are_flushed_by_another_socket(_: &Namespace) {
         traffic.settle(&ledger, Counted::default());
         assert_eq!(refusals_unread(&mut queue), 0);
     } else {
-        eprintln!("the kernel has no tables with owners, as before 5.12: the rules are gone");
+        lacks("owner tables", "the rules are gone when somebody flushes all");
         assert_eq!((stats.received, stats.lost), (WAVE as u64, 0));
         let numbers = ledger.numbers(1).into_values();
         let flushed = numbers.filter(|number| Fate::of(*number) == Fate::Accepted).count() as u64;

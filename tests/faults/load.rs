@@ -2,14 +2,16 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use netfilterqueue::{
     Batch, ConfigFlags, CopyMode, Error, FlagChange, Packet, Queue, QueueBuilder, Stats, Verdict,
 };
 use netfilterqueue_netns::Namespace;
 
-use crate::accounts::{Counted, Fate, Ledger, Traffic, balance, keep_up, number};
+use crate::accounts::{
+    Counted, Fate, Ledger, Traffic, balance, fell_short, keep_up, number, patience, received,
+};
 use crate::support::{kernel_stats, queue_udp};
 use crate::{Test, faults};
 
@@ -31,8 +33,7 @@ fn flood_with_long_packets(on_undecided: Verdict, traffic: &Traffic, ledger: &Le
     let mut batch = Batch::with_buffer_len(32, 300);
     let mut judge_what_waits = |queue: &mut Queue| {
         let mut changes = 0;
-        while let Ok(count) = queue.recv(&mut batch) {
-            assert!(count > 0);
+        while received(queue.recv(&mut batch)) {
             for packet in &mut batch {
                 ledger.judge(packet);
             }
@@ -58,6 +59,13 @@ fn flood_with_long_packets(on_undecided: Verdict, traffic: &Traffic, ledger: &Le
     judge_what_waits(&mut queue);
     let stats = queue.stats();
     assert_eq!(balance(1, &stats, ledger).unwrap_or(0), 0);
+    // Each fourth is too long; the last one is not.
+    let short = FLOOD as u64 * 3 / 4 + 1;
+    let judged = ledger.numbers(1);
+    assert!(judged.values().all(|number| number % 4 != 3), "a long one was judged");
+    // No other than these is missing, whether they were lost or did not fit.
+    let (short_missing, long) = (short - judged.len() as u64, FLOOD as u64 / 4);
+    assert_eq!(short_missing + (long - stats.truncated), stats.lost, "{stats:?}");
     assert!(stats.truncated > 100, "{stats:?}");
     assert_eq!((stats.malformed, stats.refused), (0, 0));
     stats
@@ -78,9 +86,6 @@ fn packets_longer_than_the_buffers_pass_and_are_counted(_: &Namespace) {
 }
 
 const PER_CHANGE: usize = 15;
-
-/// On a very slow machine there are as many changes as there is time for.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The change of a round: what is copied, how many packets fit, what else comes along.
 fn change(queue: &mut Queue, round: u64, may_fail_open: bool) -> Result<(), Error> {
@@ -132,7 +137,7 @@ fn change_under_a_flood(builder: QueueBuilder, changes: u64) -> Stats {
     let (changed, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
     let mut batch = Batch::new(16);
     let mut judge = |queue: &mut Queue| {
-        while queue.recv(&mut batch).is_ok() {
+        while received(queue.recv(&mut batch)) {
             for packet in &mut batch {
                 let number = number_of(&packet);
                 let fate = Fate::of(number);
@@ -153,10 +158,9 @@ fn change_under_a_flood(builder: QueueBuilder, changes: u64) -> Stats {
                 traffic.send(PER_CHANGE, 64);
             }
         });
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + patience();
         for round in 0..changes {
             if Instant::now() > until {
-                eprintln!("no more than {round} changes in {PATIENCE:?}");
                 break;
             }
             // At the start of a burst, in the middle, or after it.
@@ -170,6 +174,10 @@ fn change_under_a_flood(builder: QueueBuilder, changes: u64) -> Stats {
         }
         is_over.store(true, Ordering::SeqCst);
     });
+    let done = changed.into_inner();
+    if done < changes {
+        fell_short(&format!("{changes} changes under a flood"), done);
+    }
     judge(&mut queue);
     queue.set_max_len(10).unwrap();
     traffic.send(1, 64);

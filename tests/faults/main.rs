@@ -15,6 +15,8 @@ mod flushes;
 mod harness;
 mod held;
 mod interference;
+#[path = "../live/kernel.rs"]
+mod kernel;
 mod load;
 mod panics;
 mod pressure;

@@ -11,7 +11,7 @@ use netfilterqueue_netns::Namespace;
 
 use crate::accounts::{Counted, Fate, Ledger, Traffic, number};
 use crate::children::wait_patiently;
-use crate::support::{SOON, queue_udp};
+use crate::support::{SOON, StopOnDrop, queue_udp};
 use crate::{Test, faults};
 
 pub const TESTS: [Test; 6] = faults![
@@ -25,6 +25,9 @@ pub const TESTS: [Test; 6] = faults![
 
 /// Packets of each test.
 const PACKETS: usize = 1_500;
+
+/// Packets of a batch: no panic leaves more undecided.
+const BATCH: usize = 32;
 
 /// One packet in so many ends its judge.
 const FATAL: u32 = 97;
@@ -48,6 +51,12 @@ fn expect_panics(panics: usize, packets: usize) {
     assert!((1..=fatal).contains(&panics), "{panics} panics for {fatal} packets");
 }
 
+/// Each panic leaves at least the packet undecided that it came at, and at most its batch.
+fn expect_undecided(undecided: u64, panics: usize) {
+    let bounds = panics as u64..=(panics * BATCH) as u64;
+    assert!(bounds.contains(&undecided), "{undecided} undecided after {panics} panics");
+}
+
 /// Sends in another thread while `work` runs; `work` is told whether all is sent.
 fn under_load<T>(
     traffic: &Traffic,
@@ -69,7 +78,8 @@ fn in_what_judges_the_queue_goes_on_and_accepts_the_undecided_on_request(_: &Nam
 }
 
 fn panic_in_run(on_undecided: Verdict) {
-    let mut queue = Queue::builder(1).max_len(4096).on_undecided(on_undecided).bind().unwrap();
+    let mut queue =
+        Queue::builder(1).max_len(4096).on_undecided(on_undecided).batch_len(BATCH).bind().unwrap();
     let _rules = queue_udp(1);
     let (traffic, ledger) = (Traffic::new(PACKETS, 100), Ledger::default());
     queue.set_nonblocking(true);
@@ -95,7 +105,7 @@ fn panic_in_run(on_undecided: Verdict) {
     assert_eq!((stats.received, stats.answered, stats.held), (traffic.sent(), traffic.sent(), 0));
     assert_eq!((stats.lost, stats.refused), (0, 0));
     let undecided = stats.received - ledger.numbers(1).len() as u64;
-    assert!(undecided >= panics as u64);
+    expect_undecided(undecided, panics);
     traffic.settle(&ledger, undecided_are(on_undecided, undecided));
     // The same queue goes on as if nothing had been.
     let judged = ledger.numbers(1).len();
@@ -163,7 +173,7 @@ fn in_what_judges_the_queue_ends_and_the_next_takes_over(_: &Namespace) {
 
 fn in_one_of_several_threads_all_end_and_all_go_on(_: &Namespace) {
     const EACH: usize = 300;
-    let mut queues = Queue::builder(1..=3).max_len(4096).bind_each().unwrap();
+    let mut queues = Queue::builder(1..=3).max_len(4096).batch_len(BATCH).bind_each().unwrap();
     let traffics: Vec<_> = (0..3).map(|_| Traffic::new(EACH, 100)).collect();
     let ledgers: Vec<_> = (0..3).map(|_| Ledger::default()).collect();
     let mut rules = Rules::new(Hook::OUTPUT);
@@ -180,6 +190,8 @@ fn in_one_of_several_threads_all_end_and_all_go_on(_: &Namespace) {
     let handles: Vec<_> = queues.iter().map(Queue::stats_handle).collect();
     thread::scope(|scope| {
         scope.spawn(|| {
+            // Also when it never comes to that end.
+            let _stop = StopOnDrop(stop);
             for _ in 0..EACH / 50 {
                 traffics.iter().for_each(|traffic| traffic.send(50, 100));
             }
@@ -187,7 +199,6 @@ fn in_one_of_several_threads_all_end_and_all_go_on(_: &Namespace) {
                 let answered: u64 = handles.iter().map(|handle| handle.stats().answered).sum();
                 answered == 3 * EACH as u64
             });
-            stop.stop();
         });
         loop {
             let run_all = AssertUnwindSafe(|| {
@@ -209,7 +220,10 @@ fn in_one_of_several_threads_all_end_and_all_go_on(_: &Namespace) {
         let stats = queue.stats();
         assert_eq!((stats.answered, stats.held, stats.lost), (EACH as u64, 0, 0), "queue {number}");
         let undecided = EACH as u64 - ledgers[at].numbers(number).len() as u64;
-        assert_eq!(undecided >= panics as u64, number == 2);
+        match number {
+            2 => expect_undecided(undecided, panics),
+            _ => assert_eq!(undecided, 0, "queue {number}"),
+        }
         traffics[at].settle(&ledgers[at], undecided_are(Verdict::Drop, undecided));
     }
 }
@@ -282,10 +296,10 @@ fn in_a_loop_over_a_batch(_: &Namespace) {
     let mut panics = 0;
     under_load(&traffic, PACKETS, |is_over| {
         // It is committed by the next receive, or goes down with the loop.
-        let mut kept = Some(Batch::new(32));
+        let mut kept = Some(Batch::new(BATCH));
         loop {
             let is_last = is_over();
-            let mut batch = kept.take().unwrap_or_else(|| Batch::new(32));
+            let mut batch = kept.take().unwrap_or_else(|| Batch::new(BATCH));
             match queue.recv(&mut batch) {
                 Ok(_) => {}
                 Err(Error::WouldBlock) if is_last => return,
@@ -313,5 +327,6 @@ fn in_a_loop_over_a_batch(_: &Namespace) {
     assert_eq!((stats.received, stats.answered, stats.held), (traffic.sent(), traffic.sent(), 0));
     assert_eq!((stats.lost, stats.refused), (0, 0));
     let undecided = stats.received - ledger.numbers(1).len() as u64;
+    expect_undecided(undecided, panics);
     traffic.settle(&ledger, undecided_are(Verdict::Accept, undecided));
 }

@@ -1,4 +1,7 @@
 //! Signals at a high rate, to the very thread that receives and sends.
+//!
+//! They end waits for packets. A netlink send to the kernel waits for nothing that a signal could
+//! interrupt, so that `EINTR` of a send is not shown to occur here.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

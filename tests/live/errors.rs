@@ -3,7 +3,6 @@
 use std::io;
 use std::time::Duration;
 
-use caps::{CapSet, Capability};
 use netfilterqueue::protocol::error::EncodeError;
 use netfilterqueue::rules::{Hook, Protocol, Rule, Rules};
 use netfilterqueue::{
@@ -14,6 +13,7 @@ use nix::errno::Errno;
 
 use crate::support::{
     UdpPair, V4, expect_no_packet, judge, kernel_stats, queue_udp, receive_exactly,
+    without_capability,
 };
 use crate::{Test, tests};
 
@@ -33,14 +33,6 @@ pub const TESTS: [Test; 14] = tests![
     messages_name_the_operation_and_the_remedy,
     io_errors_have_a_fitting_kind,
 ];
-
-/// Does something without `CAP_NET_ADMIN`, which only this thread lacks.
-fn without_capability<T>(work: impl FnOnce() -> T) -> T {
-    caps::drop(None, CapSet::Effective, Capability::CAP_NET_ADMIN).expect("dropped");
-    let value = work();
-    caps::raise(None, CapSet::Effective, Capability::CAP_NET_ADMIN).expect("raised again");
-    value
-}
 
 /// Sends a datagram through the queue.
 fn assert_works(queue: &mut Queue, udp: &UdpPair) {

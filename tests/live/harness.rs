@@ -24,8 +24,17 @@ use netfilterqueue_netns::{Error, Namespace, enter_user_namespace, stay_if_resid
 /// seconds: emulated machines take theirs.
 pub const TIME_LIMIT: Duration = Duration::from_secs(60);
 
-fn time_limit() -> Duration {
-    let told = std::env::var("NETFILTERQUEUE_TIME_LIMIT");
+const TOLD_LIMIT: &str = "NETFILTERQUEUE_TIME_LIMIT";
+
+/// Whether the time limit was told, as it is where everything may be slow.
+#[allow(dead_code, reason = "only tests/faults counts on speed")]
+pub fn may_be_slow() -> bool {
+    std::env::var_os(TOLD_LIMIT).is_some()
+}
+
+/// The time limit of a test in this run.
+pub fn time_limit() -> Duration {
+    let told = std::env::var(TOLD_LIMIT);
     told.map_or(TIME_LIMIT, |seconds| Duration::from_secs(seconds.parse().expect("seconds")))
 }
 

@@ -19,7 +19,8 @@ const REQUIRED: &str = "NETFILTERQUEUE_REQUIRE_FEATURES";
 const NOTES: &str = "NETFILTERQUEUE_NOTES";
 
 /// What kernels have since a version that this library still works without.
-const SINCE: [(&str, (u32, u32)); 4] = [
+const SINCE: [(&str, (u32, u32)); 5] = [
+    ("time namespaces", (5, 6)),
     ("owner tables", (5, 12)),
     ("UDP super-packets", (5, 14)),
     ("priority", (5, 18)),
@@ -93,14 +94,15 @@ pub fn takes_bytes() -> bool {
 /// Before `br_netfilter` takes packets out, should it be loaded.
 pub const BEFORE_BR_NETFILTER: i32 = -100;
 
-/// Whether the kernel has nft's `queue` expression, without which there are no rules in the bridge family.
+/// Whether the kernel has nft's `queue` expression, without which there are no rules in the bridge
+/// family.
 pub fn has_nft_queue() -> bool {
     let rules = Rules::new(Hook::INPUT).rule(Rule::queue(0).mark(u32::MAX)).install().unwrap();
     rules.mechanism() == Mechanism::NftQueue
 }
 
-/// Installs rules for frames that cross a bridge. Where the kernel cannot queue them it says so, and can
-/// queue IP packets only by the target, which the bridge family does not have.
+/// Installs rules for frames that cross a bridge. Where the kernel cannot queue them it says so, and
+/// can queue IP packets only by the target, which the bridge family does not have.
 pub fn install_for_bridge(rules: Rules) -> Option<InstalledRules> {
     match rules.install() {
         Err(error @ Error::NoRuleSupport) => {

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, U
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use caps::{CapSet, Capability};
 use netfilterqueue::rules::{Hook, InstalledRules, Protocol, Rule, Rules};
 use netfilterqueue::{Batch, Decided, Error, KernelStats, Packet, Queue, StopHandle, Verdict};
 use netfilterqueue_netns::Namespace;
@@ -179,7 +180,7 @@ pub fn judge_while<T>(
 }
 
 /// Ends a `run` also when the test fails meanwhile.
-struct StopOnDrop(StopHandle);
+pub struct StopOnDrop(pub StopHandle);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
@@ -319,6 +320,14 @@ pub fn internet_checksum(parts: &[&[u8]]) -> [u8; 2] {
         sum = (sum >> 16) + (sum & 0xffff);
     }
     (!(sum as u16)).to_be_bytes()
+}
+
+/// Does something without `CAP_NET_ADMIN`, which only this thread lacks.
+pub fn without_capability<T>(work: impl FnOnce() -> T) -> T {
+    caps::drop(None, CapSet::Effective, Capability::CAP_NET_ADMIN).expect("dropped");
+    let value = work();
+    caps::raise(None, CapSet::Effective, Capability::CAP_NET_ADMIN).expect("raised again");
+    value
 }
 
 /// Waits until `condition` holds; panics if that takes too long.
