@@ -69,7 +69,7 @@ pub(crate) struct Outcome {
     pub(crate) losses: Losses,
     /// Bytes sent and received.
     pub(crate) tcp: Vec<(u64, u64)>,
-    /// Memory after a tenth of the run, and after half of it.
+    /// Memory after a tenth of the run, and after half of it; in a short one, in the end.
     pub(crate) memory: [u64; 2],
     /// When the last datagram had arrived, and when everything was closed.
     pub(crate) resources: Resources,

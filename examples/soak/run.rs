@@ -1,6 +1,5 @@
 //! Sets everything up, lets it run, and ends it in order.
 
-use std::cell::Cell;
 use std::error::Error;
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,10 +29,11 @@ const STANDSTILL: Duration = Duration::from_secs(10);
 /// How long the end is waited for when something is wrong already.
 const IN_TROUBLE: Duration = Duration::from_secs(1);
 
-/// Memory that may be added after one part in so many of the run, in KiB. After a tenth it is what
-/// 64 packets of 64 KiB take in the batches of two queues, which are touched as far as packets fill
-/// them, and half as much again; after half of it, most of them have been.
-const GROWTH: [(u32, u64); 2] = [(10, 12 << 10), (2, 2 << 10)];
+/// Memory that may be added after one part in so many of the run, but not before so many datagrams,
+/// in KiB. After a tenth it is what 64 packets of 64 KiB take in the batches of two queues, which
+/// are touched as far as packets fill them, and half as much again; after half of a run that is not
+/// short, nearly all that ever are have been.
+const GROWTH: [(u32, u64, u64); 2] = [(10, 0, 12 << 10), (2, 250_000, 2 << 10)];
 
 /// A judge under its queue, which it gives back.
 type JudgeThread = JoinHandle<Option<Queue>>;
@@ -198,9 +198,10 @@ impl Soak {
         let sent: u64 = self.flights().map(|f| f.sent_to.load(Ordering::Relaxed)).sum();
         let elapsed = self.started.elapsed();
         let trouble = &self.shared.trouble;
-        for ((part, growth), then) in GROWTH.into_iter().zip(&mut self.memory) {
+        for ((part, at_least, growth), then) in GROWTH.into_iter().zip(&mut self.memory) {
             let is_reached = sent >= arguments.packets / u64::from(part)
                 || arguments.time.is_some_and(|time| elapsed >= time / part);
+            let is_reached = is_reached && sent >= at_least;
             if is_reached && now.memory > then.get_or_insert(now.memory).saturating_add(growth) {
                 let had = then.unwrap_or_default();
                 trouble.report(|| {
@@ -273,14 +274,11 @@ impl Soak {
             queues.push(QueueOutcome { library: stats.stats(), kernel });
         }
         for judge in self.judges.drain(..).filter(JoinHandle::is_finished) {
-            match judge.join() {
-                Ok(Some(queue)) => {
-                    if let Err(error) = queue.close() {
-                        trouble.report(|| format!("a queue cannot be closed: {error}"));
-                    }
-                }
-                // It has reported why; of a panic, too.
-                Ok(None) | Err(_) => {}
+            // One without a queue has reported why, and a panic as well.
+            if let Ok(Some(queue)) = judge.join()
+                && let Err(error) = queue.close()
+            {
+                trouble.report(|| format!("a queue cannot be closed: {error}"));
             }
         }
         self.shared.finish.store(true, Ordering::Release);
@@ -302,15 +300,9 @@ impl Soak {
         // All that is left of the queues and rules.
         let shared = self.shared;
         drop((self.rules, self.stats, self.stops));
-        let closed = Cell::new(Resources::read()?);
-        let is_as_before = || {
-            closed.set(Resources::read().unwrap_or(closed.get()));
-            let now = closed.get();
-            (now.descriptors, now.threads) == (before.descriptors, before.threads)
-        };
         // The kernel counts a thread for a moment longer than it can be joined.
-        wait_for(IN_TROUBLE, is_as_before);
-        let closed = closed.get();
+        wait_for(IN_TROUBLE, || Resources::read().is_ok_and(|now| now.threads == before.threads));
+        let closed = Resources::read()?;
         let outcome = Outcome { shared, queues, losses, tcp, memory, resources, closed, elapsed };
         outcome.compare();
         outcome.compare_resources(before);
