@@ -13,8 +13,8 @@
 //! contains, what must become of it, and what must arrive. So whoever meets it, on its way or at
 //! its end, can tell whether it is right, and little has to be remembered. The exit code is 0 if
 //! every packet was sent, judged and received as it must, the library and the kernel have counted
-//! the same, and neither memory nor descriptors nor threads have grown; 1 for any difference; 2 for
-//! arguments that make no sense.
+//! the same, memory has not grown, and no descriptor or thread was ever too many or is left; 1 for
+//! any difference; 2 for arguments that make no sense.
 //!
 //! - `plan`: what becomes of a datagram, by its number.
 //! - `judge`, `holder`: the program under the queues, and who judges retained packets.

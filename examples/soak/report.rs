@@ -69,9 +69,11 @@ pub(crate) struct Outcome {
     pub(crate) losses: Losses,
     /// Bytes sent and received.
     pub(crate) tcp: Vec<(u64, u64)>,
-    /// Memory after the warm-up, and everything in the end.
-    pub(crate) warm: u64,
+    /// Memory after a tenth of the run, and after half of it; in a short one, in the end.
+    pub(crate) memory: [u64; 2],
+    /// When the last datagram had arrived, and when everything was closed.
     pub(crate) resources: Resources,
+    pub(crate) closed: Resources,
     pub(crate) elapsed: Duration,
 }
 
@@ -82,7 +84,8 @@ impl Outcome {
 
     /// Reports all differences.
     pub(crate) fn compare(&self) {
-        let mut shortfall = 0;
+        // How many datagrams were lost at all, and where they are missing.
+        let (mut shortfall, mut gaps) = (0, Vec::new());
         for flight in &self.shared.flights {
             for fate in Fate::ALL {
                 let sent = flight.sent.of(fate);
@@ -93,20 +96,31 @@ impl Outcome {
                     ("seen by the other queue", flight.seen_again.of(fate), again),
                     ("received", flight.arrived.of(fate), arriving),
                 ];
+                // One that was lost on its way is missing at every later place, too.
+                let mut lost = 0;
                 for (done, count, wanted) in what {
-                    // A datagram that was lost on its way is missing at every later place.
-                    let lost = wanted.saturating_sub(count);
-                    shortfall = shortfall.max(lost);
                     let name = format!("{}, {}: {done}", flight.stream.name, fate.name());
-                    if lost > self.losses.total() || count > wanted {
-                        self.expect(&name, count, wanted);
+                    let most = wanted.saturating_sub(lost);
+                    if count > most {
+                        self.expect(&name, count, most);
+                    } else if count < wanted {
+                        lost = wanted - count;
+                        gaps.push((name, count, wanted));
                     }
                 }
+                shortfall += lost;
             }
-            let written_off = flight.written_off.load(Ordering::Relaxed);
             let name = format!("{}: missing without a loss counted", flight.stream.name);
             self.expect(&name, flight.missing(), 0);
-            self.expect(&name, written_off.saturating_sub(self.losses.total()), 0);
+        }
+        let counted = self.losses.total();
+        if shortfall > counted {
+            self.shared.trouble.report(|| {
+                format!(
+                    "{shortfall} datagrams were lost, of which the kernel has counted {counted}"
+                )
+            });
+            gaps.iter().for_each(|(name, count, wanted)| self.expect(name, *count, *wanted));
         }
         self.expect("datagrams with a wrong checksum", self.losses.checksum, 0);
         for (index, (sent, received)) in self.tcp.iter().enumerate() {
@@ -153,6 +167,12 @@ impl Outcome {
         }
     }
 
+    /// Nothing may be left of what there was not before the start.
+    pub(crate) fn compare_resources(&self, before: Resources) {
+        self.expect("descriptors, all closed", self.closed.descriptors, before.descriptors);
+        self.expect("threads, all closed", self.closed.threads, before.threads);
+    }
+
     fn expect(&self, name: &str, count: u64, wanted: u64) {
         if count != wanted {
             self.shared.trouble.report(|| format!("{name}: {count}, must be {wanted}"));
@@ -184,7 +204,10 @@ impl Outcome {
         }
         let (told, all) = self.shared.trouble.all();
         if all == 0 {
-            println!("\nEvery packet is accounted for.");
+            match self.losses.total() {
+                0 => println!("\nEvery packet is accounted for."),
+                lost => println!("\nEvery packet is accounted for: {lost} as lost, by the kernel."),
+            }
             return;
         }
         eprintln!("\nWhat happened differs from what must ({all} times):");
@@ -195,6 +218,7 @@ impl Outcome {
     pub(crate) fn json(&self) -> String {
         let (told, all) = self.shared.trouble.all();
         let mut json = String::from("{\n");
+        let _ = writeln!(json, "  \"version\": {:?},", env!("CARGO_PKG_VERSION"));
         let _ = writeln!(json, "  \"machine\": {:?},", machine());
         let _ = writeln!(json, "  \"outcome\": \"{}\",", if all == 0 { "well" } else { "wrong" });
         let _ = writeln!(json, "  \"differences\": {told:?},");
@@ -257,10 +281,13 @@ impl Outcome {
             ("lost: receiver full", self.losses.receiver),
             ("lost: loopback full", self.losses.device),
             ("written off", flights.iter().map(|f| f.written_off.load(Ordering::Relaxed)).sum()),
-            ("memory after a tenth, KiB", self.warm),
+            ("memory after a tenth, KiB", self.memory[0]),
+            ("memory after half, KiB", self.memory[1]),
             ("memory in the end, KiB", self.resources.memory),
             ("descriptors", self.resources.descriptors),
             ("threads", self.resources.threads),
+            ("descriptors, all closed", self.closed.descriptors),
+            ("threads, all closed", self.closed.threads),
         ]
     }
 }

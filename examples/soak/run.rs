@@ -29,10 +29,11 @@ const STANDSTILL: Duration = Duration::from_secs(10);
 /// How long the end is waited for when something is wrong already.
 const IN_TROUBLE: Duration = Duration::from_secs(1);
 
-/// Memory that may be added after a tenth of the run, in KiB: what 64 packets of 64 KiB take in
-/// the batches of two queues, which are touched as far as packets fill them, and half as much
-/// again.
-const GROWTH: u64 = 12 << 10;
+/// Memory that may be added after one part in so many of the run, but not before so many datagrams,
+/// in KiB. After a tenth it is what 64 packets of 64 KiB take in the batches of two queues, which
+/// are touched as far as packets fill them, and half as much again; after half of a run that is not
+/// short, nearly all that ever are have been.
+const GROWTH: [(u32, u64, u64); 2] = [(10, 0, 12 << 10), (2, 250_000, 2 << 10)];
 
 /// A judge under its queue, which it gives back.
 type JudgeThread = JoinHandle<Option<Queue>>;
@@ -42,9 +43,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     // First of all, because only a process with a single thread can become root in a user
     // namespace.
     netfilterqueue_netns::enter_private()?;
+    let before = Resources::read()?;
     let mut soak = Soak::start(arguments)?;
     let watched = soak.watch(arguments);
-    let outcome = soak.finish(watched?)?;
+    let outcome = soak.finish(watched?, before)?;
     outcome.print();
     if let Some(file) = &arguments.result {
         std::fs::write(file, outcome.json())
@@ -64,9 +66,11 @@ struct Soak {
     tcp: Vec<Arc<streams::Progress>>,
     tcp_finish: Arc<AtomicBool>,
     tcp_threads: Vec<JoinHandle<Option<()>>>,
-    /// What was there when all threads ran, and the memory after the warm-up.
+    /// Those of datagrams, and the holder's.
+    threads: Vec<JoinHandle<Option<()>>>,
+    /// What was there when all threads ran, and the memory after some parts of the run.
     at_start: Resources,
-    warm: Option<u64>,
+    memory: [Option<u64>; GROWTH.len()],
 }
 
 impl Soak {
@@ -106,19 +110,19 @@ impl Soak {
             |index: usize| Holder::new(Arc::clone(&shared), StatsHandle::clone(&stats[index]));
         let keepers = [Keeper::Thread(to_holder), Keeper::Own(holder(1))];
         let holder = holder(0);
-        spawn(&shared, "holder", move |_| -> Result<(), String> {
+        let mut threads = vec![spawn(&shared, "holder", move |_| -> Result<(), String> {
             holder.run(&held);
             Ok(())
-        });
+        })];
         let judges = queues.into_iter().zip(keepers).enumerate().map(|(index, (queue, keeper))| {
             let judge = Judge::new(index, Arc::clone(&shared), keeper);
             spawn(&shared, "judge", move |_| judge.run(queue))
         });
         let judges: Vec<_> = judges.collect();
         for (index, socket) in receivers.into_iter().enumerate() {
-            spawn(&shared, "receiver", move |shared| {
+            threads.push(spawn(&shared, "receiver", move |shared| {
                 receiver::receive(&shared.flights[index], shared, &socket)
-            });
+            }));
         }
 
         let started = Instant::now();
@@ -141,9 +145,9 @@ impl Soak {
         for (index, stream) in STREAMS.iter().enumerate().rev() {
             let share = if index == 0 { left } else { arguments.packets * stream.share / 100 };
             left -= share;
-            spawn(&shared, "sender", move |shared| {
+            threads.push(spawn(&shared, "sender", move |shared| {
                 sender::send(&shared.flights[index], &shared.pattern, share, &shared.stop)
-            });
+            }));
         }
         Ok(Self {
             started,
@@ -155,8 +159,9 @@ impl Soak {
             tcp,
             tcp_finish,
             tcp_threads,
+            threads,
             at_start: Resources::default(),
-            warm: None,
+            memory: [None; GROWTH.len()],
         })
     }
 
@@ -165,7 +170,7 @@ impl Soak {
         thread::sleep(TICK);
         self.at_start = Resources::read()?;
         let mut progress = Progress::new(arguments.packets);
-        let (mut moved, mut moved_at) = (0, Instant::now());
+        let (mut moved, mut moved_at, mut gave_up) = (0, Instant::now(), false);
         loop {
             let is_over = self.flights().all(|flight| flight.is_settled.load(Ordering::Acquire));
             let now = Resources::read()?;
@@ -180,10 +185,10 @@ impl Soak {
             }
             let movement = self.flights().map(|f| f.judged.sum() + f.arrived.sum()).sum();
             if movement != moved {
-                (moved, moved_at) = (movement, Instant::now());
+                (moved, moved_at, gave_up) = (movement, Instant::now(), false);
             } else if moved_at.elapsed() > STANDSTILL {
-                self.end_standstill(losses);
-                moved_at = Instant::now();
+                self.end_standstill(losses, gave_up);
+                (moved_at, gave_up) = (Instant::now(), true);
             }
             thread::sleep(TICK);
         }
@@ -191,16 +196,18 @@ impl Soak {
 
     fn check_resources(&mut self, arguments: &Arguments, now: Resources) {
         let sent: u64 = self.flights().map(|f| f.sent_to.load(Ordering::Relaxed)).sum();
-        let is_warm = sent >= arguments.packets / 10
-            || arguments.time.is_some_and(|time| self.started.elapsed() >= time / 10);
-        if is_warm && self.warm.is_none() {
-            self.warm = Some(now.memory);
-        }
+        let elapsed = self.started.elapsed();
         let trouble = &self.shared.trouble;
-        if let Some(warm) = self.warm
-            && now.memory > warm + GROWTH
-        {
-            trouble.report(|| format!("memory has grown from {warm} KiB to {}", now.memory));
+        for ((part, at_least, growth), then) in GROWTH.into_iter().zip(&mut self.memory) {
+            let is_reached = sent >= arguments.packets / u64::from(part)
+                || arguments.time.is_some_and(|time| elapsed >= time / part);
+            let is_reached = is_reached && sent >= at_least;
+            if is_reached && now.memory > then.get_or_insert(now.memory).saturating_add(growth) {
+                let had = then.unwrap_or_default();
+                trouble.report(|| {
+                    format!("memory has grown from {had} KiB to {}, since 1/{part}", now.memory)
+                });
+            }
         }
         // The senders end, each in its time.
         let most = (self.at_start.descriptors, self.at_start.threads);
@@ -213,11 +220,11 @@ impl Soak {
     }
 
     /// What has not arrived by now will not: it is either counted somewhere as lost, or a
-    /// difference.
-    fn end_standstill(&self, losses: Losses) {
+    /// difference. Once that is given up, there is no reason to stand still again.
+    fn end_standstill(&self, losses: Losses, gave_up: bool) {
         let missing: u64 = self.flights().map(Flight::missing).sum();
         let written_off: u64 = self.flights().map(|f| f.written_off.load(Ordering::Relaxed)).sum();
-        if missing + written_off > losses.total() {
+        if gave_up || missing + written_off > losses.total() {
             self.shared.trouble.report(|| {
                 let held = self.held();
                 format!(
@@ -231,7 +238,11 @@ impl Soak {
     }
 
     /// Ends everything in order, and compares.
-    fn finish(mut self, resources: Resources) -> Result<Outcome, Box<dyn Error>> {
+    fn finish(
+        mut self,
+        resources: Resources,
+        before: Resources,
+    ) -> Result<Outcome, Box<dyn Error>> {
         let elapsed = self.started.elapsed();
         let trouble = &self.shared.trouble;
         let mut queues = Vec::new();
@@ -263,28 +274,38 @@ impl Soak {
             queues.push(QueueOutcome { library: stats.stats(), kernel });
         }
         for judge in self.judges.drain(..).filter(JoinHandle::is_finished) {
-            match judge.join() {
-                Ok(Some(queue)) => {
-                    if let Err(error) = queue.close() {
-                        trouble.report(|| format!("a queue cannot be closed: {error}"));
-                    }
-                }
-                // It has reported why.
-                Ok(None) => {}
-                Err(_) => trouble.report(|| "a judge has panicked".to_owned()),
+            // One without a queue has reported why, and a panic as well.
+            if let Ok(Some(queue)) = judge.join()
+                && let Err(error) = queue.close()
+            {
+                trouble.report(|| format!("a queue cannot be closed: {error}"));
             }
         }
         self.shared.finish.store(true, Ordering::Release);
         // As long as a receiver may need to see it, and what comes too late.
         thread::sleep(TICK);
+        self.threads.append(&mut self.tcp_threads);
+        if !wait_for(patience, || self.threads.iter().all(JoinHandle::is_finished)) {
+            trouble.report(|| "a thread does not end".to_owned());
+        }
+        for thread in self.threads.drain(..).filter(JoinHandle::is_finished) {
+            // It has reported what there was to report.
+            let _ = thread.join();
+        }
         let tcp = self.tcp.iter().map(|progress| {
             (progress.sent.load(Ordering::Relaxed), progress.received.load(Ordering::Relaxed))
         });
         let tcp = tcp.collect();
-        let warm = self.warm.unwrap_or(resources.memory);
-        let shared = Arc::clone(&self.shared);
-        let outcome = Outcome { shared, queues, losses, tcp, warm, resources, elapsed };
+        let memory = self.memory.map(|then| then.unwrap_or(resources.memory));
+        // All that is left of the queues and rules.
+        let shared = self.shared;
+        drop((self.rules, self.stats, self.stops));
+        // The kernel counts a thread for a moment longer than it can be joined.
+        wait_for(IN_TROUBLE, || Resources::read().is_ok_and(|now| now.threads == before.threads));
+        let closed = Resources::read()?;
+        let outcome = Outcome { shared, queues, losses, tcp, memory, resources, closed, elapsed };
         outcome.compare();
+        outcome.compare_resources(before);
         Ok(outcome)
     }
 
@@ -316,7 +337,18 @@ fn install_rules() -> Result<[InstalledRules; 2], netfilterqueue::Error> {
     Ok([prerouting.install()?, input.install()?])
 }
 
-/// Starts a thread whose error is a difference.
+/// Reports that a thread has panicked, when it is dropped by that.
+struct Panics(Arc<Shared>, &'static str);
+
+impl Drop for Panics {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.trouble.report(|| format!("{}: panicked", self.1));
+        }
+    }
+}
+
+/// Starts a thread whose error or panic is a difference.
 fn spawn<T: Send + 'static, E: Display>(
     shared: &Arc<Shared>,
     name: &'static str,
@@ -324,6 +356,7 @@ fn spawn<T: Send + 'static, E: Display>(
 ) -> JoinHandle<Option<T>> {
     let shared = Arc::clone(shared);
     thread::spawn(move || {
+        let _panics = Panics(Arc::clone(&shared), name);
         let result = work(&shared);
         result.map_err(|error| shared.trouble.report(|| format!("{name}: {error}"))).ok()
     })

@@ -17,11 +17,12 @@ output_of() {
 # Prints the line about a kernel: NAME LOG MARK SECONDS QEMU_STATUS SOME PROGRAM... Returns 0 if all
 # is well.
 judge() {
-    local name=$1 log=$2 mark=$3 seconds=$4 qemu=$5 some=$6 bad=0 program parts=() kernel status
+    local name=$1 log=$2 mark=$3 seconds=$4 qemu=$5 some=$6 bad=0 program parts=() kernel status has_ended=''
     shift 6
     sed -i 's/\r$//' "$log/console" "$log/output" 2>/dev/null || true
     [ -e "$log/output" ] || : >"$log/output"
     [ -e "$log/console" ] || : >"$log/console"
+    ! grep -qx "$mark done" "$log/output" || has_ended=yes
     kernel=$(sed -n "s/^$mark kernel //p" "$log/output")
     for program; do
         output_of "$log/output" "$program" >"$log/$program"
@@ -30,10 +31,10 @@ judge() {
     done
     judge_warnings "$log" || bad=1
     while read -r status; do
-        parts+=("cannot load module $status") bad=1
+        parts+=("module $status not loaded")
     done < <(sed -n "s/^$mark module //p" "$log/output")
     parts+=("$(noted lacks lacks "$log/output")" "$(noted untested 'not tested:' "$log/output")")
-    if ! grep -qx "$mark done" "$log/output"; then
+    if [ -z "$has_ended" ]; then
         bad=1
         case $qemu in
             124 | 137) parts+=('NO END: stopped when its time was up') ;;
@@ -106,22 +107,25 @@ judge_warnings() {
         list=("tainted $tainted, and nothing on the console") unknown=1
     fi
     if [ ${#list[@]} = 0 ]; then
-        parts+=('no warnings')
+        parts+=("$([ -n "$has_ended" ] && echo 'no warnings' || echo 'warnings: unknown')")
     else
         parts+=("$([ $unknown = 0 ] || echo 'UNKNOWN ')warnings: $(printf '%s, ' "${list[@]}" | sed 's/, $//')")
     fi
     return $unknown
 }
 
-# What tests have noted, each once: KIND TITLE OUTPUT.
+# What tests have noted, each once: KIND TITLE OUTPUT. Where they did not come to an end, nobody knows
+# what else they would have noted.
 noted() {
-    local list
+    local list rest=nothing
+    [ -n "$has_ended" ] || rest=unknown
     list=$(sed -n "s/^$mark noted $1 //p" "$3" | sed 's/:.*//' | sort -u | paste -sd ,)
-    echo "$2 ${list:-nothing}" | sed 's/,/, /g'
+    [ -z "$list" ] || [ "$rest" = nothing ] || list+=",the rest $rest"
+    echo "$2 ${list:-$rest}" | sed 's/,/, /g'
 }
 
 # Why a guest has ended.
 last_words() {
-    { grep -E 'Kernel panic|BUG: |Oops' "$1/console" || tail -n 1 "$1/qemu" "$1/console"; } 2>/dev/null |
-        grep -v '^$' | tail -1
+    { grep -E 'Kernel panic|BUG: |Oops' "$1/console" || tail -q -n 1 "$1/console" "$1/qemu"; } 2>/dev/null |
+        { grep -v '^$' || echo 'without a word'; } | tail -1
 }
