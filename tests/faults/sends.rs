@@ -230,7 +230,7 @@ fn a_thread_without_memory_changes_no_decision(_: &Namespace) {
     settle(&queue, &traffic, &ledger);
 }
 
-/// It goes on, and tries again, until it is stopped.
+/// It goes on, and tries again, until it is stopped; then it says what is wrong.
 fn a_blocking_run_does_not_end_for_want_of_memory(_: &Namespace) {
     if !sends_can_fail() {
         return;
@@ -252,7 +252,8 @@ fn a_blocking_run_does_not_end_for_want_of_memory(_: &Namespace) {
             thread::sleep(3 * QUIET);
             assert!(!running.is_finished());
             drop(stop);
-            running.join().unwrap().unwrap();
+            let error = running.join().unwrap().unwrap_err();
+            assert_eq!(errno(&error), Some(reason), "not as if all were sent: {error:?}");
         });
         queue.set_nonblocking(true);
         queue.run(|packet| ledger.judge(packet)).unwrap();
