@@ -31,7 +31,7 @@ pub struct Stats {
     /// elsewhere ([`QueueBuilder::bind_on`](crate::QueueBuilder::bind_on)) receives any: those that
     /// this crate opens are connected to the kernel, and other senders get `ECONNREFUSED`.
     pub foreign: u64,
-    /// Verdicts that were sent.
+    /// Verdicts that were sent, those included that the kernel has refused.
     pub answered: u64,
     /// Packets that were received and have no verdict sent yet: in batches or retained.
     pub held: u64,
@@ -47,7 +47,8 @@ pub struct Stats {
     /// Verdict messages about a run of packets.
     pub cumulative_verdicts: u64,
     /// Verdicts that the kernel refused, as far as its answers have been received; see
-    /// [`Queue::take_refusals`](crate::Queue::take_refusals). A cumulative one counts once.
+    /// [`Queue::take_refusals`](crate::Queue::take_refusals). A cumulative one counts once,
+    /// and so does a whole datagram that was sent without the capability (`EPERM`).
     pub refused: u64,
     /// Times that the kernel reported an answer of its as lost (`ENOBUFS`). Lost packets are not
     /// reported this way, except on a socket from elsewhere without `NETLINK_NO_ENOBUFS`: they
@@ -142,11 +143,13 @@ pub struct Refusal {
     /// The kernel's reason. `ENOENT` is normal: the packet was flushed, because a firewall rule set
     /// changed or a device went down. (A cumulative verdict is refused only if none of its packets
     /// is left.) `EPERM`: the thread that sent it lacked `CAP_NET_ADMIN`, and the packet still
-    /// waits; the kernel says so once for a whole datagram, and names its first packet. Once
-    /// this refusal has been received, such packets are dropped, whatever was decided, by a receive
-    /// of a thread that has the capability (again), at a moment when no packet of the queue is in a
-    /// batch or retained; on a socket from elsewhere, or if the refusal found the socket full, only
-    /// when the queue closes.
+    /// waits; the kernel says so once for a whole datagram, and names the packet of its first
+    /// message (of a cumulative verdict the last one).
+    ///
+    /// Once this refusal has been received, such packets are dropped, whatever was decided, by a
+    /// receive of a thread that has the capability (again), at a moment when no packet of the queue
+    /// is in a batch or retained; on a socket from elsewhere, or if the refusal found the socket
+    /// full, only when the queue closes.
     pub errno: Errno,
 }
 
