@@ -46,8 +46,8 @@ pub struct Queue {
     pub(crate) can_block: bool,
     /// When to try again to send verdicts that nobody else can.
     pub(crate) retry_at: Option<Instant>,
-    /// When to drop, or to try again to drop, packets whose verdicts were refused.
-    pub(crate) sweep_at: Option<Instant>,
+    /// Not before this are packets dropped, or tried again to be, whose verdicts were refused.
+    pub(crate) next_sweep: Option<Instant>,
 }
 
 /// What the kernel was told about a queue.
@@ -106,7 +106,7 @@ impl Queue {
             drained: false,
             can_block: true,
             retry_at: None,
-            sweep_at: None,
+            next_sweep: None,
         }
     }
 
@@ -154,8 +154,10 @@ impl Queue {
     /// could not be sent, or was refused for want of the capability, is to be seen to again.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
+        let has_unpermitted = self.intake.has_unpermitted();
+        let sweep = has_unpermitted.then(|| self.next_sweep.unwrap_or_else(Instant::now));
         let next = self.binding.deadlines().next();
-        next.into_iter().chain(self.retry_at).chain(self.sweep_at).min()
+        next.into_iter().chain(self.retry_at).chain(sweep).min()
     }
 
     /// The queue numbers, ascending.

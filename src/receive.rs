@@ -167,8 +167,6 @@ impl Queue {
         self.retry_at = is_left.then(|| Instant::now() + RETRY_AFTER);
         if self.intake.has_unpermitted() {
             self.sweep();
-        } else {
-            self.sweep_at = None;
         }
     }
 
@@ -177,10 +175,10 @@ impl Queue {
     #[cold]
     fn sweep(&mut self) {
         let now = Instant::now();
-        if self.sweep_at.is_some_and(|at| at > now) {
+        if self.next_sweep.is_some_and(|at| at > now) {
             return;
         }
-        self.sweep_at = Some(now + RETRY_AFTER);
+        self.next_sweep = Some(now + RETRY_AFTER);
         for (queue, last_id) in self.intake.unpermitted() {
             if self.binding.outstanding().is_idle(queue) {
                 // Without an answer it is tried again.
@@ -218,9 +216,6 @@ impl Queue {
         }
         self.intake.count_packets(run, self.binding.outstanding());
         self.binding.counters().publish(&self.intake.stats);
-        if self.intake.has_unpermitted() && self.sweep_at.is_none() {
-            self.sweep_at = Some(Instant::now());
-        }
         if packets > 0 {
             batch.attach(&self.binding);
         }

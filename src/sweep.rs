@@ -1,11 +1,11 @@
 //! Packets whose verdicts the kernel refused because the sender lacked `CAP_NET_ADMIN`.
 //!
 //! Such a refusal comes when the packets count as answered and nobody holds them any more; it names
-//! the first one of a datagram and no other, which may be of other queues. So that they do not wait for ever, they are dropped
-//! together, by a cumulative verdict up to the newest id that was received, as soon as it reaches
-//! no packet that somebody holds and the kernel accepts it. What was decided about them is not
-//! known by then. They do not get the default verdict: that may be to accept, and some may have
-//! been to be dropped.
+//! the first one of a datagram and no other, which may be of other queues. So that they do not wait
+//! for ever, they are dropped together, by a cumulative verdict up to the newest id that was
+//! received, as soon as it reaches no packet that somebody holds and the kernel accepts it. What
+//! was decided about them is not known by then. They do not get the default verdict: that may be to
+//! accept, and some may have been to be dropped.
 
 use std::collections::BTreeSet;
 

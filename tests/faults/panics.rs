@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use netfilterqueue::rules::{Hook, Protocol, Rule, Rules};
-use netfilterqueue::{Batch, Decided, Error, Packet, Queue, RetainedPacket, Verdict};
+use netfilterqueue::{Batch, Decided, Error, Packet, Queue, RetainedPacket, Stats, Verdict};
 use netfilterqueue_netns::Namespace;
 
 use crate::accounts::{Counted, Fate, Ledger, Traffic, number};
@@ -101,12 +101,7 @@ fn panic_in_run(on_undecided: Verdict) {
         }
     });
     expect_panics(panics, PACKETS);
-    let stats = queue.stats();
-    assert_eq!((stats.received, stats.answered, stats.held), (traffic.sent(), traffic.sent(), 0));
-    assert_eq!((stats.lost, stats.refused), (0, 0));
-    let undecided = stats.received - ledger.numbers(1).len() as u64;
-    expect_undecided(undecided, panics);
-    traffic.settle(&ledger, undecided_are(on_undecided, undecided));
+    let undecided = settle(&queue.stats(), &traffic, &ledger, panics, on_undecided);
     // The same queue goes on as if nothing had been.
     let judged = ledger.numbers(1).len();
     traffic.send(30, 100);
@@ -121,6 +116,23 @@ fn undecided_are(on_undecided: Verdict, packets: u64) -> Counted {
         Verdict::Accept => Counted { passed: packets, ..Counted::default() },
         _ => Counted { lost: packets, ..Counted::default() },
     }
+}
+
+/// All packets were answered, and those that a panic left undecided have the default verdict.
+/// Returns how many these are.
+fn settle(
+    stats: &Stats,
+    traffic: &Traffic,
+    ledger: &Ledger,
+    panics: usize,
+    on_undecided: Verdict,
+) -> u64 {
+    assert_eq!((stats.received, stats.answered, stats.held), (traffic.sent(), traffic.sent(), 0));
+    assert_eq!((stats.lost, stats.refused), (0, 0));
+    let undecided = stats.received - ledger.numbers(1).len() as u64;
+    expect_undecided(undecided, panics);
+    traffic.settle(ledger, undecided_are(on_undecided, undecided));
+    undecided
 }
 
 /// The queue is dropped after the panic, with packets unread and one retained.
@@ -323,10 +335,5 @@ fn in_a_loop_over_a_batch(_: &Namespace) {
         }
     });
     expect_panics(panics, PACKETS);
-    let stats = queue.stats();
-    assert_eq!((stats.received, stats.answered, stats.held), (traffic.sent(), traffic.sent(), 0));
-    assert_eq!((stats.lost, stats.refused), (0, 0));
-    let undecided = stats.received - ledger.numbers(1).len() as u64;
-    expect_undecided(undecided, panics);
-    traffic.settle(&ledger, undecided_are(Verdict::Accept, undecided));
+    settle(&queue.stats(), &traffic, &ledger, panics, Verdict::Accept);
 }

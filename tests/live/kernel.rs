@@ -101,8 +101,8 @@ pub fn has_nft_queue() -> bool {
     rules.mechanism() == Mechanism::NftQueue
 }
 
-/// Installs rules for frames that cross a bridge. Where the kernel cannot queue them it says so, and
-/// can queue IP packets only by the target, which the bridge family does not have.
+/// Installs rules for frames that cross a bridge. Where the kernel cannot queue them it says so,
+/// and can queue IP packets only by the target, which the bridge family does not have.
 pub fn install_for_bridge(rules: Rules) -> Option<InstalledRules> {
     match rules.install() {
         Err(error @ Error::NoRuleSupport) => {
