@@ -1,6 +1,7 @@
 //! Errors, sorted by whose fault they are: the kernel refused, the caller misused, a system call
 //! failed. Each names the operation and, where it is known, the remedy.
 
+use std::fmt;
 use std::io;
 use std::time::Duration;
 
@@ -47,7 +48,10 @@ pub enum Operation {
 ///
 /// It converts into [`io::Error`] with a fitting [`io::ErrorKind`], so that event loops can tell
 /// [`Error::WouldBlock`] from the rest.
-#[derive(Debug, Error)]
+///
+/// Its `Debug` form is the same text as `Display`'s, because that is what a `main` prints that
+/// returns an error, and what `expect` prints.
+#[derive(Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The kernel refused: the queue number belongs to another socket (`EPERM` although the
@@ -156,6 +160,12 @@ pub enum Error {
         /// Its error.
         source: io::Error,
     },
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 fn text(explanation: Option<&String>) -> String {

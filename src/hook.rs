@@ -1,8 +1,10 @@
 //! Where in the kernel a packet is queued.
 
 use std::fmt;
+use std::str::FromStr;
 
 use netfilterqueue_protocol::constants::*;
+use thiserror::Error;
 
 /// A place on a packet's way through the kernel, an `NF_INET_*` number (`linux/netfilter.h`). The
 /// bridge family has the same numbers for the same places on a bridged frame's way (`NF_BR_*`).
@@ -87,5 +89,59 @@ impl fmt::Display for Hook {
             Some(name) => f.write_str(name),
             None => write!(f, "hook {}", self.0),
         }
+    }
+}
+
+/// The name as `nft` has it, `brouting` included.
+impl FromStr for Hook {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        let named = |hook: &Self| hook.name(Family::BRIDGE) == Some(name);
+        let hook = (NF_INET_PRE_ROUTING..=NF_BR_BROUTING).map(Self).find(named);
+        hook.ok_or(UnknownName { what: "hook", names: HOOKS })
+    }
+}
+
+/// The name as `nft` has it.
+impl FromStr for Family {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        let families = [Self::INET, Self::IPV4, Self::IPV6, Self::BRIDGE];
+        let family = families.into_iter().find(|family| family.name() == Some(name));
+        family.ok_or(UnknownName { what: "family", names: FAMILIES })
+    }
+}
+
+const HOOKS: &str = "prerouting, input, forward, output, postrouting and, of bridges, brouting";
+const FAMILIES: &str = "inet, ip, ip6 and bridge";
+
+/// No [`Hook`] or [`Family`] has that name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("no {what} has that name; there are {names}")]
+pub struct UnknownName {
+    what: &'static str,
+    names: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for number in 0..=u8::MAX {
+            let (hook, family) = (Hook(number), Family(number));
+            if let Some(name) = hook.name(Family::BRIDGE) {
+                assert_eq!(name.parse(), Ok(hook));
+            }
+            if let Some(name) = family.name() {
+                assert_eq!(name.parse(), Ok(family));
+            }
+        }
+        let error = "outputs".parse::<Hook>().expect_err("no hook").to_string();
+        assert!(error.contains("prerouting, input, forward, output, postrouting"), "{error}");
+        assert!("ipv4".parse::<Family>().is_err(), "nft has ip");
     }
 }

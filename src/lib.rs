@@ -59,7 +59,7 @@ pub use builder::{QueueBuilder, QueueNumbers};
 pub use edit::EditMode;
 pub use error::{EditError, Error, Operation};
 pub use flow::{FlowBypass, FlowMarks};
-pub use hook::{Family, Hook};
+pub use hook::{Family, Hook, UnknownName};
 pub use ip::Protocol;
 pub use namespace::Namespace;
 pub use packet::{Decided, Packet};

@@ -1,0 +1,27 @@
+//! What the programs have in common: their options, their rule, their end.
+
+mod options;
+mod session;
+
+pub use options::Options;
+pub use session::Session;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// The main function of a program: reads its arguments, runs it, and tells errors in one line.
+pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<(), Box<dyn Error>>) -> ExitCode {
+    let program = env!("CARGO_PKG_NAME");
+    let name = std::env::args_os().next();
+    let name = name.as_deref().map(std::path::Path::new).and_then(std::path::Path::file_name);
+    let name = name.map_or_else(|| program.into(), std::ffi::OsStr::to_string_lossy);
+    match run(A::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{name}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

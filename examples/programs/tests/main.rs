@@ -1,0 +1,16 @@
+//! Runs every program on real packets, each test in a network namespace of its own.
+
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+#[path = "../../../tests/live/harness.rs"]
+mod harness;
+mod program;
+
+use std::process::ExitCode;
+
+use harness::Test;
+
+fn main() -> ExitCode {
+    let tests: [&[Test]; 0] = [];
+    harness::main(&tests.concat())
+}
