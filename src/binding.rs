@@ -125,6 +125,11 @@ impl Binding {
         }
     }
 
+    /// The counters; nothing is held of a queue that is given back.
+    pub(crate) fn stats(&self) -> Stats {
+        self.counters.stats(if self.is_closed() { 0 } else { self.outstanding.count() })
+    }
+
     /// Marks the queue as given back. Returns whether it was still open.
     pub(crate) fn close(&self) -> bool {
         !self.closed.swap(true, Ordering::SeqCst)
@@ -211,34 +216,42 @@ impl Binding {
     }
 }
 
-/// The counters of a queue that is used elsewhere, by [`Queue::run`](crate::Queue::run) for one.
-/// May be cloned, sent to other threads and used after the queue is gone.
+/// The counters of a queue that is used elsewhere, by [`Queue::run`](crate::Queue::run) for one, or
+/// of all queues of a [`Fanout`](crate::Fanout), added up. May be cloned, sent to other threads and
+/// used after the queue is gone.
 #[derive(Debug, Clone)]
 pub struct StatsHandle {
-    counters: Arc<Counters>,
-    binding: Weak<Binding>,
+    queues: Arc<[(Arc<Counters>, Weak<Binding>)]>,
 }
 
 impl StatsHandle {
-    pub(crate) fn new(binding: &Arc<Binding>) -> Self {
-        Self { counters: Arc::clone(binding.counters()), binding: Arc::downgrade(binding) }
+    pub(crate) fn new<'a>(bindings: impl IntoIterator<Item = &'a Arc<Binding>>) -> Self {
+        let of = |binding: &Arc<Binding>| (Arc::clone(&binding.counters), Arc::downgrade(binding));
+        Self { queues: bindings.into_iter().map(of).collect() }
     }
 
-    /// As [`Queue::kernel_stats`](crate::Queue::kernel_stats); nothing once the queue is gone.
+    /// As [`Queue::kernel_stats`](crate::Queue::kernel_stats), of each number; nothing once the
+    /// queue is gone.
     ///
     /// # Errors
     ///
     /// As [`Queue::kernel_stats`](crate::Queue::kernel_stats).
     pub fn kernel_stats(&self) -> io::Result<Vec<KernelStats>> {
-        let binding = self.binding.upgrade().filter(|binding| !binding.is_closed());
-        binding.map_or(Ok(Vec::new()), |binding| binding.kernel_stats())
+        let mut all = Vec::new();
+        for (_, binding) in &*self.queues {
+            if let Some(binding) = binding.upgrade().filter(|binding| !binding.is_closed()) {
+                all.append(&mut binding.kernel_stats()?);
+            }
+        }
+        Ok(all)
     }
 
     /// The counters now. What the queue receives is entered once per receive call.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let open = self.binding.upgrade().filter(|binding| !binding.is_closed());
-        let held = open.map_or(0, |binding| binding.outstanding().count());
-        self.counters.stats(held)
+        let of = |(counters, binding): &(Arc<Counters>, Weak<Binding>)| {
+            binding.upgrade().map_or_else(|| counters.stats(0), |binding| binding.stats())
+        };
+        self.queues.iter().map(of).sum()
     }
 }

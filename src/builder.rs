@@ -11,6 +11,7 @@ use crate::binding::{Binding, Terms};
 use crate::control::Control;
 use crate::edit::EditMode;
 use crate::error::{Error, Operation};
+use crate::fanout::Fanout;
 use crate::intake::Intake;
 use crate::interfaces::Interfaces;
 use crate::queue::{Parts, Queue, Settings};
@@ -205,8 +206,18 @@ impl QueueBuilder {
         self.bind_socket(Socket::open()?, Origin::Here)
     }
 
-    /// As [`QueueBuilder::bind`], but a socket and a queue for each number: for a thread each, as
-    /// [`Queue::run_all`] starts them.
+    /// As [`QueueBuilder::bind`], but a socket and a queue for each number, to be run together with
+    /// a thread each.
+    ///
+    /// # Errors
+    ///
+    /// As [`QueueBuilder::bind`]; then none is bound.
+    pub fn bind_fanout(self) -> Result<Fanout, Error> {
+        Fanout::new(self.bind_each()?)
+    }
+
+    /// As [`QueueBuilder::bind`], but a socket and a queue for each number: for threads or event
+    /// loops of the program's own.
     ///
     /// # Errors
     ///

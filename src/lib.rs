@@ -15,6 +15,7 @@ mod display;
 pub mod docs;
 mod edit;
 mod error;
+mod fanout;
 mod flow;
 #[cfg(fuzzing)]
 #[doc(hidden)]
@@ -58,6 +59,7 @@ pub use binding::StatsHandle;
 pub use builder::{QueueBuilder, QueueNumbers};
 pub use edit::EditMode;
 pub use error::{EditError, Error, Operation};
+pub use fanout::Fanout;
 pub use flow::{FlowBypass, FlowMarks};
 pub use hook::{Family, Hook, UnknownName};
 pub use ip::Protocol;
@@ -74,6 +76,7 @@ const _: () = {
     const fn send<T: Send>() {}
     const fn sync<T: Sync>() {}
     send::<Queue>();
+    send::<Fanout>();
     send::<Batch>();
     send::<RetainedPacket>();
     sync::<RetainedPacket>();

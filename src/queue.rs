@@ -25,8 +25,8 @@ use crate::stop::StopHandle;
 ///
 /// With several numbers, each packet tells its own ([`Packet::queue`](crate::Packet::queue)); ids
 /// are per number. Settings, limits and statistics are the same for all. They share a receive
-/// buffer and a thread: for a thread per number, see [`QueueBuilder::bind_each`] and
-/// [`Queue::run_all`].
+/// buffer and a thread: for a thread per number, see
+/// [`QueueBuilder::bind_fanout`].
 ///
 /// Dropping it gives the numbers back; the kernel drops the packets that wait in them.
 /// [`Queue::close`] does the same and reports errors; [`Queue::drain`] judges them first.
@@ -120,13 +120,13 @@ impl Queue {
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.binding.counters().publish(&self.intake.stats);
-        self.stats_handle().stats()
+        self.binding.stats()
     }
 
     /// A handle that reads the counters while the queue is used elsewhere.
     #[must_use]
     pub fn stats_handle(&self) -> StatsHandle {
-        StatsHandle::new(&self.binding)
+        StatsHandle::new([&self.binding])
     }
 
     /// The kernel's own counters, of each of the queue's numbers. Since they come from another

@@ -1,7 +1,6 @@
 //! Queues that call a program's function for each packet.
 
-use std::panic::resume_unwind;
-use std::thread::{self, ScopedJoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -11,8 +10,6 @@ use crate::error::{Error, Operation};
 use crate::packet::{Decided, Packet};
 use crate::queue::Queue;
 use crate::receive::{Patience, RETRY_AFTER};
-use crate::stop::WakeUp;
-use crate::sync::Shared;
 
 /// How long [`Queue::drain`] tries to send verdicts for which the kernel has no memory.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(2);
@@ -54,7 +51,7 @@ impl Queue {
     }
 
     /// Judges packets until receiving or sending fails, and returns why.
-    fn run_until_error<F>(&mut self, patience: Patience, judge: &mut F) -> Error
+    pub(crate) fn run_until_error<F>(&mut self, patience: Patience, judge: &mut F) -> Error
     where
         F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
     {
@@ -92,71 +89,6 @@ impl Queue {
                 result => return result,
             }
         }
-    }
-
-    /// Judges the packets of several queues with a thread each, until one of them is stopped by its
-    /// [`StopHandle`](crate::StopHandle) or fails; then all of them end. Which queue a packet is
-    /// of, it tells itself ([`Packet::queue`]). All of them block, also those in non-blocking mode.
-    /// The handle of one queue is enough to stop all; a stop that comes when its queue has ended
-    /// already is for the next run.
-    ///
-    /// ```no_run
-    /// use netfilterqueue::Queue;
-    ///
-    /// let mut queues = Queue::builder(0..=3).bind_each()?;
-    /// Queue::run_all(&mut queues, |packet| packet.accept())?;
-    /// # Ok::<(), netfilterqueue::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// As [`Queue::run`]: of several, that of the first in the slice. [`Error::System`] if the
-    /// system has no thread left.
-    ///
-    /// # Panics
-    ///
-    /// If `judge` panics, after the other threads have ended.
-    pub fn run_all<F>(queues: &mut [Self], judge: F) -> Result<(), Error>
-    where
-        F: for<'p> Fn(Packet<'p>) -> Decided<'p> + Sync,
-    {
-        let wakes: Vec<_> =
-            queues.iter().map(|queue| Shared::clone(queue.binding.wake())).collect();
-        let (judge, wakes) = (&judge, wakes.as_slice());
-        wakes.iter().for_each(|wake| wake.begin());
-        let mut over = Over { wakes, is_well: false };
-        let results = thread::scope(|scope| {
-            let run_one = |queue: &mut Self| {
-                // Also if the judge panics.
-                let _end = EndAll(wakes);
-                match queue.run_until_error(Patience::Endless, &mut |packet| judge(packet)) {
-                    Error::Stopped => Ok(()),
-                    error => Err(error),
-                }
-            };
-            let mut threads = Vec::with_capacity(wakes.len());
-            let mut no_thread = None;
-            for queue in queues {
-                match thread::Builder::new().spawn_scoped(scope, move || run_one(queue)) {
-                    Ok(thread) => threads.push(thread),
-                    Err(error) => {
-                        no_thread = Some(Error::system(Operation::Receive, "clone")(error));
-                        drop(EndAll(wakes));
-                        break;
-                    }
-                }
-            }
-            let results: Vec<_> = threads.into_iter().map(ScopedJoinHandle::join).collect();
-            results.into_iter().chain(no_thread.map(|error| Ok(Err(error)))).collect::<Vec<_>>()
-        });
-        // A panic is more than an error.
-        let result: Result<(), Error> =
-            match results.into_iter().collect::<thread::Result<Vec<_>>>() {
-                Ok(results) => results.into_iter().collect(),
-                Err(panic) => resume_unwind(panic),
-            };
-        over.is_well = result.is_ok();
-        result
     }
 
     /// Judges everything that is queued, and lets nothing new in: for an end without loss, before
@@ -198,34 +130,6 @@ impl Queue {
                 }
                 (error, _) => return Err(error),
             }
-        }
-    }
-}
-
-/// Ends the runs of queues that are run together. Apart from a stop, so that it is not taken for
-/// the program's.
-struct EndAll<'a>(&'a [Shared<WakeUp>]);
-
-impl Drop for EndAll<'_> {
-    fn drop(&mut self) {
-        self.0.iter().for_each(|wake| wake.end());
-    }
-}
-
-/// Makes queues that have run together ready for the next run. A stop of the program's that came
-/// together with an error or a panic is kept for it.
-struct Over<'a> {
-    wakes: &'a [Shared<WakeUp>],
-    is_well: bool,
-}
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        for wake in self.wakes {
-            if !self.is_well {
-                wake.put_stop_back();
-            }
-            wake.begin();
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io;
+use std::iter::Sum;
+use std::ops::Add;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -68,6 +70,40 @@ impl Stats {
     #[must_use]
     pub const fn system_calls(&self) -> u64 {
         self.receive_calls + self.wait_calls + self.send_calls
+    }
+}
+
+/// Adds the counters of several queues.
+impl Add for Stats {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            received: self.received + other.received,
+            lost: self.lost + other.lost,
+            truncated: self.truncated + other.truncated,
+            malformed: self.malformed + other.malformed,
+            unknown: self.unknown + other.unknown,
+            foreign: self.foreign + other.foreign,
+            answered: self.answered + other.answered,
+            held: self.held + other.held,
+            retained: self.retained + other.retained,
+            expired: self.expired + other.expired,
+            incomplete_edits: self.incomplete_edits + other.incomplete_edits,
+            exact_verdicts: self.exact_verdicts + other.exact_verdicts,
+            cumulative_verdicts: self.cumulative_verdicts + other.cumulative_verdicts,
+            refused: self.refused + other.refused,
+            overruns: self.overruns + other.overruns,
+            receive_calls: self.receive_calls + other.receive_calls,
+            wait_calls: self.wait_calls + other.wait_calls,
+            send_calls: self.send_calls + other.send_calls,
+        }
+    }
+}
+
+impl Sum for Stats {
+    fn sum<I: Iterator<Item = Self>>(stats: I) -> Self {
+        stats.fold(Self::default(), Self::add)
     }
 }
 

@@ -185,7 +185,7 @@ fn in_what_judges_the_queue_ends_and_the_next_takes_over(_: &Namespace) {
 
 fn in_one_of_several_threads_all_end_and_all_go_on(_: &Namespace) {
     const EACH: usize = 300;
-    let mut queues = Queue::builder(1..=3).max_len(4096).batch_len(BATCH).bind_each().unwrap();
+    let mut fanout = Queue::builder(1..=3).max_len(4096).batch_len(BATCH).bind_fanout().unwrap();
     let traffics: Vec<_> = (0..3).map(|_| Traffic::new(EACH, 100)).collect();
     let ledgers: Vec<_> = (0..3).map(|_| Ledger::default()).collect();
     let mut rules = Rules::new(Hook::OUTPUT);
@@ -196,10 +196,8 @@ fn in_one_of_several_threads_all_end_and_all_go_on(_: &Namespace) {
     }
     let _rules = rules.install().unwrap();
     let mut panics = 0;
-    let received =
-        |queues: &[Queue]| -> u64 { queues.iter().map(|queue| queue.stats().received).sum() };
-    let stop = queues[0].stop_handle();
-    let handles: Vec<_> = queues.iter().map(Queue::stats_handle).collect();
+    let stop = fanout.stop_handle();
+    let stats = fanout.stats_handle();
     thread::scope(|scope| {
         scope.spawn(|| {
             // Also when it never comes to that end.
@@ -207,28 +205,28 @@ fn in_one_of_several_threads_all_end_and_all_go_on(_: &Namespace) {
             for _ in 0..EACH / 50 {
                 traffics.iter().for_each(|traffic| traffic.send(50, 100));
             }
-            wait_patiently("the end of all packets", || {
-                let answered: u64 = handles.iter().map(|handle| handle.stats().answered).sum();
-                answered == 3 * EACH as u64
-            });
+            wait_patiently("the end of all packets", || stats.stats().answered == 3 * EACH as u64);
         });
         loop {
-            let run_all = AssertUnwindSafe(|| {
-                Queue::run_all(&mut queues, |packet| {
-                    let ledger = &ledgers[usize::from(packet.queue()) - 1];
+            let run = AssertUnwindSafe(|| {
+                fanout.run(|number| {
+                    let ledger = &ledgers[usize::from(number) - 1];
                     // Only one of the queues is judged badly.
-                    if packet.queue() == 2 { judge(ledger, packet) } else { ledger.judge(packet) }
+                    move |packet| match number {
+                        2 => judge(ledger, packet),
+                        _ => ledger.judge(packet),
+                    }
                 })
             });
-            match catch_unwind(run_all) {
+            match catch_unwind(run) {
                 Ok(result) => break result.unwrap(),
                 Err(_) => panics += 1,
             }
         }
     });
     expect_panics(panics, EACH);
-    assert_eq!(received(&queues), 3 * EACH as u64);
-    for (at, (queue, number)) in queues.iter().zip(1..).enumerate() {
+    assert_eq!(fanout.stats().received, 3 * EACH as u64);
+    for (at, (queue, number)) in fanout.queues().iter().zip(1..).enumerate() {
         let stats = queue.stats();
         assert_eq!((stats.answered, stats.held, stats.lost), (EACH as u64, 0, 0), "queue {number}");
         let undecided = EACH as u64 - ledgers[at].numbers(number).len() as u64;

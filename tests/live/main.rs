@@ -19,6 +19,7 @@ mod edits;
 mod elsewhere;
 mod errors;
 mod failures;
+mod fanout;
 mod flow;
 mod flow_connections;
 mod flow_rules;
@@ -36,7 +37,7 @@ mod pressure;
 mod rules;
 mod settings;
 mod several;
-mod shared;
+
 mod support;
 mod undecided;
 mod uneditable;
@@ -82,7 +83,7 @@ fn main() -> ExitCode {
         &offloaded::TESTS[..],
         &several::TESTS[..],
         &settings::TESTS[..],
-        &shared::TESTS[..],
+        &fanout::TESTS[..],
         &deadlines::TESTS[..],
         &elsewhere::TESTS[..],
         &draining::TESTS[..],

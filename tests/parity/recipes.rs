@@ -294,12 +294,12 @@ fn parity_recipe_two_queues(_: &Namespace) {
 fn parity_recipe_balance(router: &Namespace) {
     const SENDERS: u8 = 20;
     let peers = Peers::of(router);
-    let mut queues = Queue::builder(1..=4).bind_each().unwrap();
+    let mut fanout = Queue::builder(1..=4).bind_fanout().unwrap();
     let rule = Rule::queues(1..=4).protocol(Protocol::UDP);
     let _rules = Rules::new(Hook::FORWARD).rule(rule).install().unwrap();
-    let stop = queues[2].stop_handle();
+    let stop = fanout.stop_handle();
     thread::scope(|scope| {
-        let running = scope.spawn(|| Queue::run_all(&mut queues, balance::judge));
+        let running = scope.spawn(|| fanout.run(balance::judge_of));
         for sender in 10..10 + SENDERS {
             let sender = IpAddr::from([10, 1, 0, sender]);
             peers.client.add_address("eth0", sender, 24).unwrap();
@@ -311,8 +311,8 @@ fn parity_recipe_balance(router: &Namespace) {
         stop.stop();
         running.join().unwrap().unwrap();
     });
-    let received: Vec<_> = queues.iter().map(|queue| queue.stats().received).collect();
-    assert_eq!(received.iter().sum::<u64>(), 2 * u64::from(SENDERS));
+    let received: Vec<_> = fanout.queues().iter().map(|queue| queue.stats().received).collect();
+    assert_eq!(fanout.stats().received, 2 * u64::from(SENDERS));
     assert!(received.iter().filter(|packets| **packets > 0).count() > 1, "{received:?}");
 }
 

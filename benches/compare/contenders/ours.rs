@@ -1,12 +1,15 @@
 //! The library, as its users call it: `--door run` (the default) or `--door batch`. `--door
-//! stoppable` is `run` while somebody has a stop handle.
+//! stoppable` is `run` while somebody has a stop handle. `--door fanout` runs several queues by the
+//! library's own threads instead of the dialogue's, `--door pinned` with each bound to processors.
 
 mod dialogue;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use dialogue::{Arguments, Failure, Task, Worker};
 use netfilterqueue::{
-    Batch, Decided, EditMode, FlowBypass, FlowMarks, Packet, Queue, RetainedPacket, StopHandle,
-    Verdict,
+    Batch, Decided, EditMode, Fanout, FlowBypass, FlowMarks, Packet, Queue, QueueBuilder,
+    RetainedPacket, Stats, StopHandle, Verdict,
 };
 
 /// More than kernels hold, so that the receive buffer is what limits a backlog.
@@ -22,12 +25,16 @@ fn main() {
 
 fn run() -> Result<(), Failure> {
     let arguments = Arguments::read()?;
+    if let Some(way @ ("fanout" | "pinned")) = arguments.way.as_deref() {
+        let worker = Together::bind(&arguments, way == "pinned")?;
+        return dialogue::converse(vec![Box::new(worker)]);
+    }
     let bind = |number| bind(number, &arguments);
     dialogue::converse(arguments.numbers().map(bind).collect::<Result<_, _>>()?)
 }
 
-fn bind(number: u16, arguments: &Arguments) -> Result<Box<dyn Worker>, Failure> {
-    let mut builder = Queue::builder(number).max_len(MAX_LEN);
+fn builder(numbers: Vec<u16>, arguments: &Arguments) -> QueueBuilder {
+    let mut builder = Queue::builder(numbers).max_len(MAX_LEN);
     if let Some(bytes) = arguments.buffer {
         builder = builder.receive_buffer(bytes);
     }
@@ -35,7 +42,11 @@ fn bind(number: u16, arguments: &Arguments) -> Result<Box<dyn Worker>, Failure> 
     if arguments.best && arguments.task == Task::Flip {
         builder = builder.edit_mode(EditMode::Raw);
     }
-    let queue = builder.bind()?;
+    builder
+}
+
+fn bind(number: u16, arguments: &Arguments) -> Result<Box<dyn Worker>, Failure> {
+    let queue = builder(vec![number], arguments).bind()?;
     let batch = (arguments.way.as_deref() == Some("batch")).then(|| Batch::new(64));
     let stop = (arguments.way.as_deref() == Some("stoppable")).then(|| queue.stop_handle());
     Ok(Box::new(Contender { queue, batch, task: arguments.task, _stop: stop }))
@@ -61,11 +72,50 @@ impl Worker for Contender {
             Task::Bypass => self.judge_each(count, |packet| packet.accept_flow(FLOWS)),
             Task::Retain => self.retain(count),
         }?;
-        let stats = self.queue.stats();
-        if stats.lost + stats.truncated + stats.malformed + stats.refused > 0 {
-            return Err(format!("packets were lost: {stats:?}").into());
+        calls(&self.queue.stats(), before)
+    }
+}
+
+/// The system calls since there were so many `before`, if nothing was lost.
+fn calls(stats: &Stats, before: u64) -> Result<u64, Failure> {
+    if stats.lost + stats.truncated + stats.malformed + stats.refused > 0 {
+        return Err(format!("packets were lost: {stats:?}").into());
+    }
+    Ok(stats.system_calls() - before)
+}
+
+/// All queues as one worker. Only accepts.
+struct Together(Fanout);
+
+impl Together {
+    fn bind(arguments: &Arguments, is_pinned: bool) -> Result<Self, Failure> {
+        if arguments.task != Task::Accept {
+            dialogue::unsupported("the threads of a fan-out are compared at accepting packets");
         }
-        Ok(stats.system_calls() - before)
+        let mut fanout = builder(arguments.numbers().collect(), arguments).bind_fanout()?;
+        fanout.set_pinned(is_pinned);
+        Ok(Self(fanout))
+    }
+}
+
+impl Worker for Together {
+    fn judge(&mut self, count: Option<u64>) -> Result<u64, Failure> {
+        let queues = self.0.queues().len() as u64;
+        let (before, stop) = (self.0.stats().system_calls(), self.0.stop_handle());
+        let busy = AtomicU64::new(queues);
+        self.0.run(|_| {
+            // The packets are spread evenly. Whoever is the last with its share ends all.
+            let mut left = count.map_or(u64::MAX, |count| count / queues);
+            let (busy, stop) = (&busy, &stop);
+            move |packet| {
+                left -= 1;
+                if left == 0 && busy.fetch_sub(1, Ordering::SeqCst) == 1 {
+                    stop.stop();
+                }
+                packet.accept()
+            }
+        })?;
+        calls(&self.0.stats(), before)
     }
 }
 

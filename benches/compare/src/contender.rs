@@ -34,6 +34,15 @@ pub struct Contender {
 }
 
 impl Contender {
+    /// The library by another door of its contender.
+    pub fn by_door(&self, name: &str, door: &str) -> Self {
+        let mut other = Self { name: name.to_owned(), ..self.clone() };
+        if let Some(last) = other.command.last_mut() {
+            door.clone_into(last);
+        }
+        other
+    }
+
     /// The library and the limit, whose fastest settings are the default ones.
     pub fn is_built_in(&self) -> bool {
         self.name.starts_with("ours") || self.name.starts_with("limit")

@@ -30,7 +30,10 @@ impl Workload for Queues {
 
     fn notes(&self, _quick: bool) -> Vec<String> {
         let cpus = machine::cpus().len();
-        vec![format!("a thread for each queue, pinned to none of the {cpus} processors")]
+        vec![format!(
+            "a thread for each queue, pinned to none of the {cpus} processors but where it says so; \
+             \"fan-out\" is the library's own threads"
+        )]
     }
 
     fn rounds(&self, quick: bool) -> usize {
@@ -50,7 +53,12 @@ impl Workload for Queues {
             };
             counts.iter().map(case).collect::<Vec<_>>()
         };
-        contenders.iter().flat_map(cases).collect()
+        let mut all: Vec<_> = contenders.iter().flat_map(cases).collect();
+        if let Some(ours) = contenders.iter().find(|contender| contender.name == "ours") {
+            let by = [("ours, fan-out", "fanout"), ("ours, fan-out, pinned", "pinned")];
+            all.extend(by.iter().flat_map(|(name, door)| cases(&ours.by_door(name, door))));
+        }
+        all
     }
 
     fn measure(&self, case: &Case, quick: bool) -> Result<Sample> {
