@@ -9,9 +9,9 @@
 use netfilterqueue_protocol::constants::NFQNL_MSG_VERDICT;
 use netfilterqueue_protocol::message::{Message, Messages};
 use netfilterqueue_protocol::verdict::{VerdictBatchMessage, VerdictMessage};
-use nix::errno::Errno;
 
 use super::*;
+use crate::errno::Errno;
 
 /// Queue number and packet id.
 pub(in super::super) type Key = (u16, u32);
@@ -138,7 +138,7 @@ impl Kernel {
         let message = Message::parse(datagram).expect("well-formed message");
         let batch = VerdictBatchMessage::parse(message).expect("well-formed batch");
         assert_eq!((batch.verdict, batch.mark), (Verdict::Drop, None));
-        let mut errno = if is_permitted { Errno::ENOENT as i32 } else { Errno::EPERM as i32 };
+        let mut errno = if is_permitted { Errno::ENOENT.0 } else { Errno::EPERM.0 };
         let Self { list, denied, swept, .. } = self;
         list.retain(|packet| {
             let is_reached = is_permitted
@@ -162,7 +162,7 @@ impl Kernel {
 
     pub(super) fn refuse(&mut self, request: Message<'_>, errno: Errno) {
         if !self.is_full {
-            let answer = sample::Answer::new(request.kind(), request.sequence(), errno as i32);
+            let answer = sample::Answer::new(request.kind(), request.sequence(), errno.0);
             self.socket.push_back(Waiting::Refusal(answer.port(request.port()).write()));
         }
     }

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use netfilterqueue_protocol::config::{Command, ConfigFlags, ConfigMessage, FlagChange};
 use netfilterqueue_protocol::constants::NFQNL_MSG_CONFIG;
 use netfilterqueue_protocol::message::Ack;
-use nix::errno::Errno;
+use nix::errno;
 
 use crate::binding::Binding;
+use crate::errno::Errno;
 use crate::error::{Error, Operation};
 use crate::intake::Intake;
 use crate::slot::{Content, classify};
@@ -96,10 +97,10 @@ impl Control {
         while Instant::now() < deadline {
             let mut received = [Received::default()];
             match binding.socket().receive(std::iter::once(&mut *buffer), &mut received, false) {
-                Ok(0) | Err(Errno::EAGAIN) => return Ok(None),
+                Ok(0) | Err(errno::Errno::EAGAIN) => return Ok(None),
                 Ok(_) => {}
-                Err(Errno::EINTR) => continue,
-                Err(Errno::ENOBUFS) => {
+                Err(errno::Errno::EINTR) => continue,
+                Err(errno::Errno::ENOBUFS) => {
                     intake.count_overrun(binding.outstanding());
                     continue;
                 }
@@ -210,9 +211,9 @@ impl Control {
         }
         let probe = ConfigMessage::command(queue, Command::PfBind);
         match (errno, self.refusal(binding, intake, &probe)) {
-            (Errno::EPERM, Some(Errno::EPERM)) => Error::NoCapability { operation },
-            (Errno::EPERM, None) => Error::QueueTaken { queue },
-            (Errno::EINVAL, Some(Errno::EINVAL)) => Error::NoQueueSupport,
+            (Errno::EPERM, Ok(Some(Errno::EPERM))) => Error::NoCapability { operation },
+            (Errno::EPERM, Ok(None)) => Error::QueueTaken { queue },
+            (Errno::EINVAL, Ok(Some(Errno::EINVAL))) => Error::NoQueueSupport,
             (Errno::EOPNOTSUPP | Errno::EINVAL, _) if !flags.is_empty() => {
                 let probe = ConfigMessage::new(queue);
                 Error::FlagsRefused { queue, flags: self.refused(binding, intake, flags, &probe) }
@@ -249,7 +250,7 @@ impl Control {
         for flag in known.iter() {
             let probe = ConfigMessage { flags: Some(FlagChange::set(flag)), ..*probe };
             let errno = self.refusal(binding, intake, &probe);
-            if matches!(errno, Some(Errno::EOPNOTSUPP | Errno::EINVAL)) {
+            if matches!(errno, Ok(Some(Errno::EOPNOTSUPP | Errno::EINVAL))) {
                 refused |= flag;
             }
         }
@@ -262,11 +263,11 @@ impl Control {
         binding: &Binding,
         intake: &mut Intake,
         request: &ConfigMessage,
-    ) -> Option<Errno> {
+    ) -> Result<Option<Errno>, Error> {
         match self.ask(binding, intake, Operation::Bind, request) {
-            Ok(()) => None,
-            Err(Error::Refused { errno, .. }) => Some(errno),
-            Err(_) => Some(Errno::UnknownErrno),
+            Ok(()) => Ok(None),
+            Err(Error::Refused { errno, .. }) => Ok(Some(errno)),
+            Err(error) => Err(error),
         }
     }
 }
@@ -275,7 +276,7 @@ fn answer(operation: Operation, ack: &Ack<'_>) -> Result<(), Error> {
     if ack.errno() == 0 {
         return Ok(());
     }
-    let errno = Errno::from_raw(ack.errno());
+    let errno = Errno(ack.errno());
     if errno == Errno::EPERM && !matches!(operation, Operation::Bind | Operation::Probe) {
         // The queue is this socket's own, so that nothing else can be missing.
         return Err(Error::NoCapability { operation });

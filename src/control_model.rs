@@ -10,6 +10,7 @@ use netfilterqueue_protocol::constants::*;
 use netfilterqueue_protocol::packet::PacketIndex;
 
 use super::*;
+use crate::errno::Errno;
 use crate::intake::Consecutive;
 use crate::sample::{self, Shape};
 use crate::slot::Slot;
@@ -197,7 +198,7 @@ impl Play {
                 (Some(Ok(())), Some((0, _)))
                 | (Some(Err(Error::NoCapability { .. })), Some((1, _))) => return,
                 (Some(Err(Error::Refused { errno, explanation, .. })), Some((expected, text))) => {
-                    assert_eq!(errno, Errno::from_raw(expected));
+                    assert_eq!(errno, Errno(expected));
                     assert_eq!(explanation.as_deref(), text);
                     return;
                 }

@@ -8,8 +8,9 @@ use std::time::Duration;
 use netfilterqueue_protocol::config::ConfigFlags;
 use netfilterqueue_protocol::constants::NFQNL_MAX_COPY_RANGE;
 use netfilterqueue_protocol::error::EncodeError;
-use nix::errno::Errno;
 use thiserror::Error;
+
+use crate::errno::Errno;
 
 /// What this crate was doing when an error came up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
@@ -184,7 +185,7 @@ impl Error {
     /// Whether the same call may succeed a little later, when the kernel has memory again.
     pub(crate) fn is_want_of_memory(&self) -> bool {
         let Self::System { source, .. } = self else { return false };
-        let errno = source.raw_os_error().map(Errno::from_raw);
+        let errno = source.raw_os_error().map(Errno);
         matches!(errno, Some(Errno::ENOBUFS | Errno::ENOMEM))
     }
 }

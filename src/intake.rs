@@ -6,8 +6,8 @@ use std::collections::VecDeque;
 use netfilterqueue_protocol::constants::{NFQNL_MSG_VERDICT, NFQNL_MSG_VERDICT_BATCH};
 use netfilterqueue_protocol::message::Ack;
 use netfilterqueue_protocol::packet::PacketIndex;
-use nix::errno::Errno;
 
+use crate::errno::Errno;
 use crate::slot::{Content, Slot};
 use crate::socket::{Arrival, Received};
 use crate::stats::{Refusal, Stats};
@@ -199,7 +199,7 @@ impl Intake {
             NFQNL_MSG_VERDICT_BATCH => true,
             _ => return,
         };
-        let errno = Errno::from_raw(ack.errno());
+        let errno = Errno(ack.errno());
         if let Some(queue) = swept_queue(ack.request_port()) {
             // All are dropped, nothing is left, or even the queue is gone.
             if ack.errno() == 0 || matches!(errno, Errno::ENOENT | Errno::ENODEV) {

@@ -14,6 +14,7 @@ mod display;
 #[cfg(any(doc, doctest))]
 pub mod docs;
 mod edit;
+mod errno;
 mod error;
 mod fanout;
 mod flow;
@@ -51,13 +52,12 @@ pub use netfilterqueue_protocol::config::{ConfigFlags, CopyMode, FlagChange};
 pub use netfilterqueue_protocol::conntrack;
 pub use netfilterqueue_protocol::packet::{SkbInfo, Timestamp, Vlan};
 pub use netfilterqueue_protocol::verdict::Verdict;
-/// The kernel's error numbers, as [`Error`] and [`Refusal`] carry them.
-pub use nix::errno::Errno;
 
 pub use batch::{Batch, Packets};
 pub use binding::StatsHandle;
 pub use builder::{QueueBuilder, QueueNumbers};
 pub use edit::EditMode;
+pub use errno::Errno;
 pub use error::{EditError, Error, Operation};
 pub use fanout::Fanout;
 pub use flow::{FlowBypass, FlowMarks};

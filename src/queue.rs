@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use netfilterqueue_protocol::config::{Command, ConfigFlags, ConfigMessage, CopyMode, FlagChange};
-use nix::errno::Errno;
 
 use crate::batch::Batch;
 use crate::binding::{Binding, StatsHandle};
 use crate::builder::{QueueBuilder, QueueNumbers};
 use crate::control::Control;
+use crate::errno::Errno;
 use crate::error::{Error, Operation};
 use crate::intake::Intake;
 use crate::stats::{KernelStats, Refusal, Stats};

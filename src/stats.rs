@@ -8,8 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use nix::errno::Errno;
-
+use crate::errno::Errno;
 use crate::verdicts::Datagram;
 
 /// Counters of a queue since it was bound; over all its numbers, if it has several.

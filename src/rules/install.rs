@@ -3,12 +3,12 @@
 use std::{iter, process};
 
 use netlink_packet_netfilter::NetfilterProtoFamily;
-use nix::errno::Errno;
 
 use super::expressions::{self, Expression};
 use super::installed::{ChainRules, InstalledRules};
 use super::transaction::{Connection, Failure, Request};
 use super::{Mechanism, Rule, flow, requests};
+use crate::errno::Errno;
 use crate::error::Error;
 use crate::flow::{FlowBypass, FlowMarks};
 use crate::hook::{Family, Hook};

@@ -16,8 +16,9 @@ use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
 };
-use nix::errno::Errno;
+use nix::errno;
 
+use crate::errno::Errno;
 use crate::error::{Error, Operation};
 use crate::socket::{Arrival, Received, Socket};
 
@@ -111,7 +112,9 @@ impl Connection {
         self.sequence = last.wrapping_add(2);
         self.socket.send(&[IoSlice::new(&datagram)]).map_err(|errno| {
             Failure::Unanswered(match errno {
-                Errno::EMSGSIZE => Error::InvalidRule("more rules than one transaction can hold"),
+                errno::Errno::EMSGSIZE => {
+                    Error::InvalidRule("more rules than one transaction can hold")
+                }
                 errno => Error::system(Operation::Rules, "sendmsg")(errno),
             })
         })?;
@@ -120,7 +123,9 @@ impl Connection {
 
     fn answer(&self, numbers: Numbers) -> Result<(), Failure> {
         let failed = |call| {
-            move |errno| Failure::Unanswered(Error::system::<Errno>(Operation::Rules, call)(errno))
+            move |errno| {
+                Failure::Unanswered(Error::system::<errno::Errno>(Operation::Rules, call)(errno))
+            }
         };
         let started = Instant::now();
         let mut buffer = vec![0; ANSWER_LEN];
@@ -134,7 +139,7 @@ impl Connection {
                         return verdict;
                     }
                 }
-                Err(Errno::EAGAIN) => {
+                Err(errno::Errno::EAGAIN) => {
                     let Some(left) = ANSWER_TIMEOUT.checked_sub(started.elapsed()) else {
                         return Err(Failure::Unanswered(Error::AckTimeout {
                             operation: Operation::Rules,
@@ -143,7 +148,7 @@ impl Connection {
                     };
                     self.socket.wait(None, Some(left)).map_err(failed("poll"))?;
                 }
-                Err(Errno::EINTR) => {}
+                Err(errno::Errno::EINTR) => {}
                 Err(errno) => return Err(failed("recvmmsg")(errno)),
             }
         }
@@ -206,7 +211,7 @@ fn verdict(message: Message<'_>, numbers: Numbers) -> Option<Result<(), Failure>
         errno => Some(Err(Failure::Refused {
             // The begin itself is not a request.
             request: place.checked_sub(1).map(|place| place as usize),
-            errno: Errno::from_raw(errno),
+            errno: Errno(errno),
             explanation: ack.text().map(str::to_owned),
         })),
     }

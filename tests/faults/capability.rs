@@ -2,9 +2,8 @@
 
 use std::thread;
 
-use netfilterqueue::{Batch, Error, Queue, RetainedPacket};
+use netfilterqueue::{Batch, Errno, Error, Queue, RetainedPacket};
 use netfilterqueue_netns::Namespace;
-use nix::errno::Errno;
 
 use crate::accounts::{Counted, Fate, Ledger, Traffic, balance, number};
 use crate::support::{kernel_stats, queue_udp, receive_exactly, wait_until, without_capability};

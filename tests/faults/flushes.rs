@@ -6,9 +6,8 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use netfilterqueue::rules::{Hook, InstalledRules};
-use netfilterqueue::{Batch, Error, Queue, RetainedPacket};
+use netfilterqueue::{Batch, Errno, Error, Queue, RetainedPacket};
 use netfilterqueue_netns::Namespace;
-use nix::errno::Errno;
 
 use crate::accounts::{Counted, Fate, Ledger, Traffic, number};
 use crate::support::{

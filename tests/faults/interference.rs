@@ -4,11 +4,10 @@
 use std::io;
 
 use netfilterqueue::rules::{Family, Hook, Rule, Rules};
-use netfilterqueue::{Batch, Error, Queue, RetainedPacket};
+use netfilterqueue::{Batch, Errno, Error, Queue, RetainedPacket};
 use netfilterqueue_netns::Namespace;
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use nix::errno::Errno;
 
 use crate::accounts::{Counted, Fate, Ledger, Traffic, number};
 use crate::children::{Played, commands, say, wait_patiently};

@@ -6,10 +6,9 @@ use std::time::Duration;
 use netfilterqueue::protocol::error::EncodeError;
 use netfilterqueue::rules::{Hook, Protocol, Rule, Rules};
 use netfilterqueue::{
-    Batch, ConfigFlags, CopyMode, EditError, Error, FlagChange, Operation, Queue, Verdict,
+    Batch, ConfigFlags, CopyMode, EditError, Errno, Error, FlagChange, Operation, Queue, Verdict,
 };
 use netfilterqueue_netns::Namespace;
-use nix::errno::Errno;
 
 use crate::support::{
     UdpPair, V4, expect_no_packet, judge, kernel_stats, queue_udp, receive_exactly,
@@ -279,7 +278,7 @@ fn errors() -> Vec<(Error, io::ErrorKind, &'static [&'static str])> {
     let errno = Errno::ENOMEM;
     let (operation, waited) = (Operation::Configure, Duration::from_secs(2));
     let explanation = Some("no room".to_owned());
-    let source = io::Error::from(Errno::ENOTCONN);
+    let source = io::Error::from(nix::errno::Errno::ENOTCONN);
     let too_long = EncodeError::TooLong { attribute: "NFQA_PAYLOAD", len: 70_000, max: 65_531 };
     vec![
         (Error::QueueTaken { queue: 7 }, Kind::AddrInUse, &["queue 7", "another number"]),

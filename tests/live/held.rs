@@ -4,9 +4,8 @@
 use std::thread;
 
 use netfilterqueue::rules::{Family, Hook, Rule, Rules};
-use netfilterqueue::{Batch, Error, Packet, Queue, Refusal, RetainedPacket, Verdict};
+use netfilterqueue::{Batch, Errno, Error, Packet, Queue, Refusal, RetainedPacket, Verdict};
 use netfilterqueue_netns::Namespace;
-use nix::errno::Errno;
 
 use crate::craft::data;
 use crate::support::{UdpPair, V4, queue_udp, queue_udp_at, receive_exactly};

@@ -8,9 +8,8 @@ use std::thread;
 use std::time::Instant;
 
 use netfilterqueue::rules::{Family, Hook, InstalledRules, Protocol, Rule, Rules};
-use netfilterqueue::{Batch, Error, Queue, Verdict};
+use netfilterqueue::{Batch, Errno, Error, Queue, Verdict};
 use netfilterqueue_netns::Namespace;
-use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;

@@ -5,10 +5,10 @@ use std::thread;
 
 use netfilterqueue::rules::{Family, Hook, Rule, Rules};
 use netfilterqueue::{
-    Batch, ConfigFlags, CopyMode, Error, FlagChange, KernelStats, Queue, RetainedPacket, Verdict,
+    Batch, ConfigFlags, CopyMode, Errno, Error, FlagChange, KernelStats, Queue, RetainedPacket,
+    Verdict,
 };
 use netfilterqueue_netns::Namespace;
-use nix::errno::Errno;
 
 use crate::held::byte;
 use crate::support::{
