@@ -356,9 +356,7 @@ impl<'a> Iterator for Packets<'a> {
 }
 
 #[cfg(any(test, fuzzing))]
-#[path = "batch_model.rs"]
 pub(crate) mod model;
 
 #[cfg(test)]
-#[path = "batch_tests.rs"]
 mod tests;

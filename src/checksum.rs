@@ -368,5 +368,4 @@ fn put(bytes: &mut [u8], at: usize, value: [u8; 2]) {
 }
 
 #[cfg(test)]
-#[path = "checksum_tests.rs"]
 mod tests;

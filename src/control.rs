@@ -285,5 +285,4 @@ fn answer(operation: Operation, ack: &Ack<'_>) -> Result<(), Error> {
 }
 
 #[cfg(any(test, fuzzing))]
-#[path = "control_model.rs"]
 pub(crate) mod model;

@@ -368,5 +368,4 @@ const NAMES: [&str; 141] = [
 ];
 
 #[cfg(test)]
-#[path = "ip_tests.rs"]
 pub(crate) mod tests;

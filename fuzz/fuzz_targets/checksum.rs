@@ -2,7 +2,7 @@
 //! the second time.
 #![no_main]
 
-#[path = "../../src/checksum_oracle.rs"]
+#[path = "../../src/checksum/tests/oracle.rs"]
 mod oracle;
 
 use libfuzzer_sys::fuzz_target;

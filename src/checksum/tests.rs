@@ -6,7 +6,6 @@ use self::oracle::{slow_sum, slow_sum_with};
 use super::*;
 use crate::ip::tests::{extension, home_address_options, host_v6, ipv4, ipv6, routing};
 
-#[path = "checksum_oracle.rs"]
 mod oracle;
 
 const EVERYTHING: Completion = Completion::Everything;

@@ -14,9 +14,7 @@ use crate::socket::{Arrival, RECEIVE_MAX, Received};
 use crate::sweep::sweep;
 use crate::verdicts::{Answer, Orphan, Outstanding, PAYLOADS_MAX, send_orphans};
 
-#[path = "batch_kernel.rs"]
 mod kernel;
-#[path = "batch_steps.rs"]
 mod steps;
 
 use self::kernel::Waiting;
