@@ -42,12 +42,14 @@ use netfilterqueue::{Namespace, Queue};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
+    let recipe = arguments.first().and_then(|name| RECIPES.iter().find(|(known, _)| known == name));
     let number = arguments.get(1).and_then(|number| number.parse().ok());
-    let (Some(name), Some(number)) = (arguments.first(), number) else {
-        eprintln!("usage: recipes NAME QUEUE, where NAME is that of a file in examples/recipes");
+    let (Some((_, run)), Some(number)) = (recipe, number) else {
+        let names = RECIPES.map(|(name, _)| name).join("\n    ");
+        eprintln!("usage: recipes NAME QUEUE, where NAME is one of\n    {names}");
         return ExitCode::from(2);
     };
-    match run(name, number) {
+    match run(number) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("recipes: {error}");
@@ -56,33 +58,31 @@ fn main() -> ExitCode {
     }
 }
 
-/// A recipe with several queues takes the numbers from `number` on.
-fn run(name: &str, number: u16) -> Result<(), Box<dyn Error>> {
-    match name {
-        "analyse_in_a_thread" => analyse_in_a_thread::analyse_in_a_thread(number)?,
-        "balance" => balance::balance(number, number.saturating_add(3))?,
-        "block_port" => block_port::block_port(number)?,
-        "copy_modes" => copy_modes::judge_by_headers(number)?,
-        "deadline" => deadline::deadline(number)?,
-        "drain_at_shutdown" => drain_at_shutdown::drain_at_shutdown(number)?,
-        "flow_bypass" => flow_bypass::flow_bypass(number)?,
-        "hardware_addresses" => hardware_addresses::hardware_addresses(number)?,
-        "latency" => latency::latency(number)?,
-        "mark_by_port" => mark_by_port::mark_by_port(number)?,
-        "monitor" => monitor::monitor(number)?,
-        "other_namespace" => {
-            let (mut queue, _rules) =
-                other_namespace::queue_in(&Namespace::of_process(1)?, number)?;
-            queue.run(|packet| packet.accept())?;
-        }
-        "replace_in_udp" => replace_in_udp::replace_in_udp(number)?,
-        "rewrite_ttl" => rewrite_ttl::rewrite_ttl(number)?,
-        "select_loop" => {
-            let mut queues = Queue::builder([number, number.saturating_add(1)]).bind_each()?;
-            select_loop::select_loop(&mut queues, |packet| packet.accept())?;
-        }
-        "two_queues" => two_queues::two_queues()?,
-        _ => return Err(format!("there is no recipe {name:?}").into()),
-    }
-    Ok(())
-}
+/// Runs a recipe with a queue number.
+type Run = fn(u16) -> Result<(), Box<dyn Error>>;
+
+/// A recipe with several queues takes the numbers from the given one on.
+const RECIPES: [(&str, Run); 16] = [
+    ("analyse_in_a_thread", |number| Ok(analyse_in_a_thread::analyse_in_a_thread(number)?)),
+    ("balance", |number| Ok(balance::balance(number, number.saturating_add(3))?)),
+    ("block_port", |number| Ok(block_port::block_port(number)?)),
+    ("copy_modes", |number| Ok(copy_modes::judge_by_headers(number)?)),
+    ("deadline", |number| Ok(deadline::deadline(number)?)),
+    ("drain_at_shutdown", |number| Ok(drain_at_shutdown::drain_at_shutdown(number)?)),
+    ("flow_bypass", |number| Ok(flow_bypass::flow_bypass(number)?)),
+    ("hardware_addresses", |number| Ok(hardware_addresses::hardware_addresses(number)?)),
+    ("latency", |number| Ok(latency::latency(number)?)),
+    ("mark_by_port", |number| Ok(mark_by_port::mark_by_port(number)?)),
+    ("monitor", |number| Ok(monitor::monitor(number)?)),
+    ("other_namespace", |number| {
+        let (mut queue, _rules) = other_namespace::queue_in(&Namespace::of_process(1)?, number)?;
+        Ok(queue.run(|packet| packet.accept())?)
+    }),
+    ("replace_in_udp", |number| Ok(replace_in_udp::replace_in_udp(number)?)),
+    ("rewrite_ttl", |number| Ok(rewrite_ttl::rewrite_ttl(number)?)),
+    ("select_loop", |number| {
+        let mut queues = Queue::builder([number, number.saturating_add(1)]).bind_each()?;
+        select_loop::select_loop(&mut queues, |packet| packet.accept())
+    }),
+    ("two_queues", |_| Ok(two_queues::two_queues()?)),
+];
