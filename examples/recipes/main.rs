@@ -68,10 +68,10 @@ const RECIPES: [(&str, Run); 16] = [
     ("block_port", |number| Ok(block_port::block_port(number)?)),
     ("copy_modes", |number| Ok(copy_modes::judge_by_headers(number)?)),
     ("deadline", |number| Ok(deadline::deadline(number)?)),
-    ("drain_at_shutdown", |number| Ok(drain_at_shutdown::drain_at_shutdown(number)?)),
+    ("drain_at_shutdown", drain_at_shutdown::drain_at_shutdown),
     ("flow_bypass", |number| Ok(flow_bypass::flow_bypass(number)?)),
     ("hardware_addresses", |number| Ok(hardware_addresses::hardware_addresses(number)?)),
-    ("latency", |number| Ok(latency::latency(number)?)),
+    ("latency", latency::latency),
     ("mark_by_port", |number| Ok(mark_by_port::mark_by_port(number)?)),
     ("monitor", |number| Ok(monitor::monitor(number)?)),
     ("other_namespace", |number| {
