@@ -1,5 +1,5 @@
 //! What the tests of other libraries expect of theirs, expected of this one: a module for each of
-//! them.
+//! them. And what the documentation says: recipes and guide.
 //!
 //! They run against the kernel as the `live` ones do, from which they have their harness.
 
@@ -11,6 +11,8 @@ mod craft;
 mod fnfqueue;
 #[path = "parity/go_nfqueue.rs"]
 mod go_nfqueue;
+#[path = "parity/guide.rs"]
+mod guide;
 #[path = "live/harness.rs"]
 mod harness;
 #[path = "live/kernel.rs"]
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         &nobody::TESTS[..],
         &nobody_features::TESTS[..],
         &recipes::TESTS[..],
+        &guide::TESTS[..],
     ];
     harness::main(&tests.concat())
 }
