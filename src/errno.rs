@@ -4,8 +4,8 @@
 use std::fmt;
 use std::io;
 
-/// An error number (`asm-generic/errno.h`), positive, as the kernel answers a request with it. Any
-/// number can come; those that nfnetlink answers with have names here.
+/// An error number of the kernel's on this processor (`asm/errno.h`), positive, as it answers a
+/// request with it. Any number can come; those that nfnetlink answers with have names here.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Errno(
     /// The number.
@@ -13,9 +13,9 @@ pub struct Errno(
 );
 
 macro_rules! named {
-    ($($(#[$doc:meta])* $name:ident = $number:literal),* $(,)?) => {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
         impl Errno {
-            $($(#[$doc])* pub const $name: Self = Self($number);)*
+            $($(#[$doc])* pub const $name: Self = Self(nix::errno::Errno::$name as i32);)*
 
             /// The name that C has for it, if it is one of those named here.
             #[must_use]
@@ -31,31 +31,31 @@ macro_rules! named {
 
 named! {
     /// The capability is missing, or the queue is another socket's.
-    EPERM = 1,
+    EPERM,
     /// No such packet, rule or table.
-    ENOENT = 2,
+    ENOENT,
     /// The kernel has no memory.
-    ENOMEM = 12,
+    ENOMEM,
     /// Something that was asked for is in use.
-    EBUSY = 16,
+    EBUSY,
     /// It is there already.
-    EEXIST = 17,
+    EEXIST,
     /// No such queue, or no such interface.
-    ENODEV = 19,
+    ENODEV,
     /// The kernel does not understand the request, often because a module is missing.
-    EINVAL = 22,
+    EINVAL,
     /// No room is left.
-    ENOSPC = 28,
+    ENOSPC,
     /// A number is out of range.
-    ERANGE = 34,
+    ERANGE,
     /// A part of the protocol is not there.
-    EPROTO = 71,
+    EPROTO,
     /// The kernel does not know the operation or the flag.
-    EOPNOTSUPP = 95,
+    EOPNOTSUPP,
     /// The kernel has no such protocol.
-    EPROTONOSUPPORT = 93,
+    EPROTONOSUPPORT,
     /// No room in a buffer.
-    ENOBUFS = 105,
+    ENOBUFS,
 }
 
 /// The name, or `errno 524`.
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_those_of_this_processor() {
+    fn names_are_those_of_the_system() {
         let mut named = 0;
         for number in 1..1000 {
             if let Some(name) = Errno(number).name() {

@@ -92,13 +92,13 @@ impl fmt::Display for Hook {
     }
 }
 
-/// The name as `nft` has it, `brouting` included.
+/// The name as `nft` has it and as it is displayed.
 impl FromStr for Hook {
     type Err = UnknownName;
 
     fn from_str(name: &str) -> Result<Self, UnknownName> {
-        let named = |hook: &Self| hook.name(Family::BRIDGE) == Some(name);
-        let hook = (NF_INET_PRE_ROUTING..=NF_BR_BROUTING).map(Self).find(named);
+        let named = |hook: &Self| hook.name(Family::INET) == Some(name);
+        let hook = (NF_INET_PRE_ROUTING..=NF_INET_POST_ROUTING).map(Self).find(named);
         hook.ok_or(UnknownName { what: "hook", names: HOOKS })
     }
 }
@@ -114,7 +114,7 @@ impl FromStr for Family {
     }
 }
 
-const HOOKS: &str = "prerouting, input, forward, output, postrouting and, of bridges, brouting";
+const HOOKS: &str = "prerouting, input, forward, output and postrouting";
 const FAMILIES: &str = "inet, ip, ip6 and bridge";
 
 /// No [`Hook`] or [`Family`] has that name.
@@ -133,15 +133,15 @@ mod tests {
     fn names_are_read_as_they_are_written() {
         for number in 0..=u8::MAX {
             let (hook, family) = (Hook(number), Family(number));
-            if let Some(name) = hook.name(Family::BRIDGE) {
-                assert_eq!(name.parse(), Ok(hook));
+            if let Some(name) = hook.name(Family::INET) {
+                assert_eq!((name.parse(), hook.to_string().as_str()), (Ok(hook), name));
             }
             if let Some(name) = family.name() {
                 assert_eq!(name.parse(), Ok(family));
             }
         }
         let error = "outputs".parse::<Hook>().expect_err("no hook").to_string();
-        assert!(error.contains("prerouting, input, forward, output, postrouting"), "{error}");
+        assert!(error.contains("prerouting, input, forward, output and postrouting"), "{error}");
         assert!("ipv4".parse::<Family>().is_err(), "nft has ip");
     }
 }
