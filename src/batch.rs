@@ -299,7 +299,9 @@ fn commit_slots(
     let mut pending = order.make(slots.filled(), &terms.form);
     while pending > 0 {
         // Those whose verdict has been sent are empty by now.
-        datagram.fill(Runs::new(slots.filled(), order, terms.on_undecided), terms.limit)?;
+        datagram
+            .fill(Runs::new(slots.filled(), order, terms.on_undecided), terms.limit)
+            .map_err(Error::Encode)?;
         send(datagram, slots)?;
         let answered = datagram.answered();
         pending = pending.saturating_sub(answered);

@@ -12,7 +12,7 @@ use crate::edit::EditMode;
 use crate::error::{Error, Operation};
 use crate::interfaces::Interfaces;
 use crate::socket::Socket;
-use crate::stats::{Counters, KernelStats, KernelTable, Stats};
+use crate::stats::{Counters, KernelStats, KernelTable, Stats, unreadable};
 use crate::stop::WakeUp;
 use crate::sync::Shared;
 use crate::verdicts::{
@@ -112,15 +112,15 @@ impl Binding {
     }
 
     /// The kernel's counters of each queue.
-    pub(crate) fn kernel_stats(&self) -> io::Result<Vec<KernelStats>> {
+    pub(crate) fn kernel_stats(&self) -> Result<Vec<KernelStats>, Error> {
         match self.kernel_table.get() {
             Some(Ok(table)) => {
-                let mut rows = table.read()?;
+                let mut rows = table.read().map_err(unreadable)?;
                 rows.retain(|row| self.outstanding.is_ours(row.queue));
                 rows.sort_unstable_by_key(|row| row.queue);
                 Ok(rows)
             }
-            Some(Err((kind, text))) => Err(io::Error::new(*kind, text.as_str())),
+            Some(Err((kind, text))) => Err(unreadable(io::Error::new(*kind, text.as_str()))),
             None => Ok(Vec::new()),
         }
     }
@@ -236,7 +236,7 @@ impl StatsHandle {
     /// # Errors
     ///
     /// As [`Queue::kernel_stats`](crate::Queue::kernel_stats).
-    pub fn kernel_stats(&self) -> io::Result<Vec<KernelStats>> {
+    pub fn kernel_stats(&self) -> Result<Vec<KernelStats>, Error> {
         let mut all = Vec::new();
         for (_, binding) in &*self.queues {
             if let Some(binding) = binding.upgrade().filter(|binding| !binding.is_closed()) {

@@ -62,11 +62,12 @@ impl Control {
                     {
                         Ok(())
                     }
-                    _ => Err(error),
+                    _ => Err(about(request, error)),
                 });
             }
             if Instant::now() >= deadline {
-                return Err(Error::AckTimeout { operation, waited: ACK_TIMEOUT });
+                let timeout = Error::AckTimeout { operation, queue: None, waited: ACK_TIMEOUT };
+                return Err(about(request, timeout));
             }
             is_repeated = true;
             binding
@@ -281,7 +282,18 @@ fn answer(operation: Operation, ack: &Ack<'_>) -> Result<(), Error> {
         // The queue is this socket's own, so that nothing else can be missing.
         return Err(Error::NoCapability { operation });
     }
-    Err(Error::Refused { operation, errno, explanation: ack.text().map(str::to_owned) })
+    let explanation = ack.text().map(str::to_owned);
+    Err(Error::Refused { operation, queue: None, errno, explanation })
+}
+
+/// Names the queue number, where the request has one.
+fn about(request: &ConfigMessage, mut error: Error) -> Error {
+    if let Error::Refused { queue, .. } | Error::AckTimeout { queue, .. } = &mut error
+        && request.command != Some(Command::PfBind)
+    {
+        *queue = Some(request.queue);
+    }
+    error
 }
 
 #[cfg(any(test, fuzzing))]

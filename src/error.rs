@@ -13,36 +13,46 @@ use thiserror::Error;
 use crate::errno::Errno;
 
 /// What this crate was doing when an error came up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Operation {
     /// Opening and setting up the netlink socket.
-    #[error("opening the netlink socket")]
     Open,
     /// Taking a queue number.
-    #[error("binding the queue")]
     Bind,
     /// Asking what the kernel supports.
-    #[error("asking what the kernel supports")]
     Probe,
     /// Changing the configuration of a queue.
-    #[error("configuring the queue")]
     Configure,
     /// Giving the queue number back.
-    #[error("unbinding the queue")]
     Unbind,
     /// Receiving packets.
-    #[error("receiving packets")]
     Receive,
     /// Sending verdicts.
-    #[error("sending verdicts")]
     Verdict,
+    /// Reading the kernel's counters.
+    Stats,
     /// Installing or removing rules.
-    #[error("changing firewall rules")]
     Rules,
     /// Entering a network namespace.
-    #[error("entering the network namespace")]
     Namespace,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "opening the netlink socket",
+            Self::Bind => "binding the queue",
+            Self::Probe => "asking what the kernel supports",
+            Self::Configure => "configuring the queue",
+            Self::Unbind => "unbinding the queue",
+            Self::Receive => "receiving packets",
+            Self::Verdict => "sending verdicts",
+            Self::Stats => "reading the kernel's counters",
+            Self::Rules => "changing firewall rules",
+            Self::Namespace => "entering the network namespace",
+        })
+    }
 }
 
 /// What went wrong.
@@ -62,6 +72,7 @@ pub enum Error {
          /proc/net/netfilter/nfnetlink_queue has its port id, often the process id; end it or take \
          another number"
     )]
+    #[non_exhaustive]
     QueueTaken {
         /// The queue number.
         queue: u16,
@@ -72,6 +83,7 @@ pub enum Error {
         "{operation} needs CAP_NET_ADMIN; run as root, grant it (setcap cap_net_admin+ep, \
          --cap-add NET_ADMIN), or enter a user and network namespace of your own"
     )]
+    #[non_exhaustive]
     NoCapability {
         /// What was refused.
         operation: Operation,
@@ -88,6 +100,7 @@ pub enum Error {
         "the kernel refused {flags} for queue {queue}; leave the option out or use a newer kernel \
          (CONNTRACK also needs the module nf_conntrack_netlink)"
     )]
+    #[non_exhaustive]
     FlagsRefused {
         /// The queue number.
         queue: u16,
@@ -109,10 +122,17 @@ pub enum Error {
     )]
     NoFlowSupport,
     /// The kernel refused for another reason.
-    #[error("{operation}: the kernel refused with {errno}{}", text(explanation.as_ref()))]
+    #[error(
+        "{operation}{}: the kernel refused with {errno}{}",
+        number(*queue),
+        text(explanation.as_ref())
+    )]
+    #[non_exhaustive]
     Refused {
         /// What was refused.
         operation: Operation,
+        /// The queue number, if it was about one: of several, those before it are done.
+        queue: Option<u16>,
         /// The kernel's reason.
         errno: Errno,
         /// The kernel's explanation, where it gave one.
@@ -121,12 +141,16 @@ pub enum Error {
     /// The kernel's answer did not come. It is lost when the socket's receive buffer is full of
     /// packets.
     #[error(
-        "{operation}: no answer from the kernel within {waited:?}; the receive buffer was full or \
-         the kernel is very busy, receive what waits and try again"
+        "{operation}{}: no answer from the kernel within {waited:?}; the receive buffer was full or \
+         the kernel is very busy, receive what waits and try again",
+        number(*queue)
     )]
+    #[non_exhaustive]
     AckTimeout {
         /// What was asked.
         operation: Operation,
+        /// The queue number, if it was about one: of several, those before it are done.
+        queue: Option<u16>,
         /// How long the answer was waited for.
         waited: Duration,
     },
@@ -147,19 +171,30 @@ pub enum Error {
     InvalidQueue(&'static str),
     /// A verdict cannot be written.
     #[error("writing a verdict: {0}")]
-    Encode(#[from] EncodeError),
+    Encode(EncodeError),
+    /// A packet cannot be edited. Only from the conversion of an [`EditError`], for programs that
+    /// do not tell them apart.
+    #[error("editing a packet: {0}")]
+    Edit(EditError),
     /// A rule cannot be expressed.
-    #[error("the rule cannot be made: {0}")]
-    InvalidRule(&'static str),
+    #[error("{} cannot be made: {reason}", rule_at(*rule))]
+    #[non_exhaustive]
+    InvalidRule {
+        /// Which of the rules, from 0; `None` if it is all of them.
+        rule: Option<usize>,
+        /// Why.
+        reason: &'static str,
+    },
     /// A system call failed.
-    #[error("{operation}: {call}: {source}")]
+    #[error("{operation}: {call}: {error}")]
+    #[non_exhaustive]
     System {
         /// What was being done.
         operation: Operation,
         /// The system call.
         call: &'static str,
         /// Its error.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -169,47 +204,73 @@ impl fmt::Debug for Error {
     }
 }
 
+fn number(queue: Option<u16>) -> String {
+    queue.map(|queue| format!(" (number {queue})")).unwrap_or_default()
+}
+
+fn rule_at(place: Option<usize>) -> String {
+    place.map_or_else(|| "the rules".to_owned(), |place| format!("the rule at place {place}"))
+}
+
 fn text(explanation: Option<&String>) -> String {
     explanation.map(|text| format!(" ({text})")).unwrap_or_default()
 }
 
 impl Error {
+    /// What the standard library calls such an error: `WouldBlock` and `TimedOut` for event loops,
+    /// `PermissionDenied` without the capability, that of the system for a failed call.
+    #[must_use]
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::WouldBlock => io::ErrorKind::WouldBlock,
+            Self::AckTimeout { .. } | Self::Expired => io::ErrorKind::TimedOut,
+            Self::QueueTaken { .. } => io::ErrorKind::AddrInUse,
+            Self::NoCapability { .. } => io::ErrorKind::PermissionDenied,
+            Self::NoQueueSupport
+            | Self::FlagsRefused { .. }
+            | Self::NoRuleSupport
+            | Self::NoFlowSupport => io::ErrorKind::Unsupported,
+            Self::Stopped => io::ErrorKind::Other,
+            Self::Closed => io::ErrorKind::NotConnected,
+            Self::InvalidQueue(_) | Self::InvalidRule { .. } | Self::Encode(_) | Self::Edit(_) => {
+                io::ErrorKind::InvalidInput
+            }
+            Self::Refused { errno, .. } => io::Error::from(*errno).kind(),
+            Self::System { error, .. } => error.kind(),
+        }
+    }
+
     /// For use with `map_err`: wraps the error of a system call.
     pub(crate) fn system<E: Into<io::Error>>(
         operation: Operation,
         call: &'static str,
     ) -> impl FnOnce(E) -> Self {
-        move |source| Self::System { operation, call, source: source.into() }
+        move |error| Self::System { operation, call, error: error.into() }
+    }
+
+    /// A rule, or rules, that cannot be expressed.
+    #[cfg(feature = "rules")]
+    pub(crate) const fn invalid_rules(reason: &'static str) -> Self {
+        Self::InvalidRule { rule: None, reason }
     }
 
     /// Whether the same call may succeed a little later, when the kernel has memory again.
     pub(crate) fn is_want_of_memory(&self) -> bool {
-        let Self::System { source, .. } = self else { return false };
-        let errno = source.raw_os_error().map(Errno);
+        let Self::System { error, .. } = self else { return false };
+        let errno = error.raw_os_error().map(Errno);
         matches!(errno, Some(Errno::ENOBUFS | Errno::ENOMEM))
+    }
+}
+
+impl From<EditError> for Error {
+    fn from(error: EditError) -> Self {
+        Self::Edit(error)
     }
 }
 
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
-        let kind = match &error {
-            Error::WouldBlock => io::ErrorKind::WouldBlock,
-            Error::AckTimeout { .. } | Error::Expired => io::ErrorKind::TimedOut,
-            Error::QueueTaken { .. } => io::ErrorKind::AddrInUse,
-            Error::NoCapability { .. } => io::ErrorKind::PermissionDenied,
-            Error::NoQueueSupport
-            | Error::FlagsRefused { .. }
-            | Error::NoRuleSupport
-            | Error::NoFlowSupport => io::ErrorKind::Unsupported,
-            Error::Stopped => io::ErrorKind::Other,
-            Error::Closed => io::ErrorKind::NotConnected,
-            Error::InvalidQueue(_) | Error::InvalidRule(_) | Error::Encode(_) => {
-                io::ErrorKind::InvalidInput
-            }
-            Error::Refused { errno, .. } => Self::from(*errno).kind(),
-            Error::System { source, .. } => source.kind(),
-        };
-        Self::new(kind, error)
+        Self::new(error.kind(), error)
     }
 }
 
@@ -295,4 +356,110 @@ pub enum EditError {
         /// What can be sent.
         max: usize,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every error with what its text must tell: the operation or the object, and the remedy.
+    fn errors() -> Vec<(Error, io::ErrorKind, &'static [&'static str])> {
+        use io::ErrorKind as Kind;
+        let errno = Errno::ENOMEM;
+        let (operation, waited) = (Operation::Configure, Duration::from_secs(2));
+        let explanation = Some("no room".to_owned());
+        let error = io::Error::from(nix::errno::Errno::ENOTCONN);
+        let (queue, rule) = (Some(7), Some(2));
+        let too_long = EncodeError::TooLong { attribute: "NFQA_PAYLOAD", len: 70_000, max: 65_531 };
+        vec![
+            (Error::QueueTaken { queue: 7 }, Kind::AddrInUse, &["queue 7", "another number"]),
+            (
+                Error::NoCapability { operation: Operation::Bind },
+                Kind::PermissionDenied,
+                &["binding the queue", "CAP_NET_ADMIN", "setcap", "run as root"],
+            ),
+            (Error::NoQueueSupport, Kind::Unsupported, &["modprobe nfnetlink_queue"]),
+            (
+                Error::FlagsRefused { queue: 7, flags: ConfigFlags::CONNTRACK },
+                Kind::Unsupported,
+                &["queue 7", "NFQA_CFG_F_CONNTRACK", "leave the option out"],
+            ),
+            (Error::NoRuleSupport, Kind::Unsupported, &["modprobe nft_queue"]),
+            (Error::NoFlowSupport, Kind::Unsupported, &["flow bypass", "nft_ct"]),
+            (
+                Error::Refused { operation, queue, errno, explanation },
+                Kind::OutOfMemory,
+                &["configuring the queue (number 7)", "ENOMEM", "(no room)"],
+            ),
+            (
+                Error::AckTimeout { operation, queue: None, waited },
+                Kind::TimedOut,
+                &["configuring the queue: no answer", "2s", "try again"],
+            ),
+            (Error::WouldBlock, Kind::WouldBlock, &["no packet waits"]),
+            (Error::Stopped, Kind::Other, &["told to stop"]),
+            (Error::Closed, Kind::NotConnected, &["closed", "drops"]),
+            (Error::Expired, Kind::TimedOut, &["deadline", "default verdict"]),
+            (Error::InvalidQueue("no number"), Kind::InvalidInput, &["the queue", "no number"]),
+            (Error::Encode(too_long), Kind::InvalidInput, &["writing a verdict", "70000"]),
+            (EditError::Empty.into(), Kind::InvalidInput, &["editing a packet", "Verdict::Drop"]),
+            (
+                Error::InvalidRule { rule, reason: "no port" },
+                Kind::InvalidInput,
+                &["the rule at place 2", "no port"],
+            ),
+            (
+                Error::InvalidRule { rule: None, reason: "no rule" },
+                Kind::InvalidInput,
+                &["the rules cannot", "no rule"],
+            ),
+            (
+                Error::System { operation: Operation::Receive, call: "recvmmsg", error },
+                Kind::NotConnected,
+                &["receiving packets", "recvmmsg", "not connected"],
+            ),
+        ]
+    }
+
+    #[test]
+    fn messages_name_the_operation_and_the_remedy() {
+        for (error, _, expected) in errors() {
+            let text = error.to_string();
+            assert_eq!(format!("{error:?}"), text, "for those who return it from main");
+            // It is in the text already.
+            assert!(std::error::Error::source(&error).is_none(), "{text}");
+            for part in expected {
+                assert!(text.contains(part), "{part:?} is not in: {text}");
+            }
+        }
+        let truncated = EditError::Truncated { copied: 20, full: 29 }.to_string();
+        assert!(truncated.contains("20 of the packet's 29") && truncated.contains("copy range"));
+        assert!(EditError::NotCopied.to_string().contains("copy mode PACKET"));
+        assert!(EditError::Empty.to_string().contains("Verdict::Drop"));
+        for error in [
+            EditError::UdpSuperPacket,
+            EditError::ShorterSuperPacket,
+            EditError::UnfinishedChecksum,
+        ] {
+            assert!(error.to_string().contains("turn GSO off"), "{error}");
+        }
+        let length = EditError::L2HeaderLength { len: 12, present: 14 }.to_string();
+        assert!(length.contains("12") && length.contains("14"));
+        assert!(EditError::NotBridged.to_string().contains("bridge"));
+        assert!(
+            EditError::TooLong { len: 70_000, max: 65_531 }.to_string().contains("at most 65531")
+        );
+    }
+
+    #[test]
+    fn io_errors_have_a_fitting_kind() {
+        for (error, kind, _) in errors() {
+            let text = error.to_string();
+            let error = io::Error::from(error);
+            assert_eq!(error.kind(), kind, "{text}");
+            assert_eq!(error.to_string(), text);
+            let inner = error.into_inner().expect("the error is inside");
+            assert!(inner.is::<Error>(), "{inner}");
+        }
+    }
 }

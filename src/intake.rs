@@ -238,8 +238,8 @@ impl Intake {
     }
 
     /// The refusals since the last call, oldest first.
-    pub(crate) fn take_refusals(&mut self) -> impl Iterator<Item = Refusal> {
-        self.refusals.drain(..)
+    pub(crate) fn take_refusals(&mut self) -> Vec<Refusal> {
+        self.refusals.drain(..).collect()
     }
 }
 

@@ -1,6 +1,5 @@
 //! A bound queue: receiving, reconfiguring, stopping, closing.
 
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -137,14 +136,15 @@ impl Queue {
     ///
     /// As [`KernelStats::read`]; `Unsupported` for a queue on a socket from elsewhere
     /// ([`QueueBuilder::bind_on`]).
-    pub fn kernel_stats(&self) -> io::Result<Vec<KernelStats>> {
+    pub fn kernel_stats(&self) -> Result<Vec<KernelStats>, Error> {
         self.binding.kernel_stats()
     }
 
     /// The verdicts that the kernel refused since the last call, oldest first; at most the newest
     /// 256. The kernel's answers are read along with packets, so a refusal shows up after a later
     /// receive.
-    pub fn take_refusals(&mut self) -> impl Iterator<Item = Refusal> {
+    #[must_use = "they are not told again"]
+    pub fn take_refusals(&mut self) -> Vec<Refusal> {
         self.intake.take_refusals()
     }
 

@@ -193,7 +193,7 @@ impl RetainedPacket {
             None => self.default_answer(),
         };
         let mut datagram = Datagram::default();
-        datagram.fill(std::iter::once(Run::one(answer)), usize::MAX)?;
+        datagram.fill(std::iter::once(Run::one(answer)), usize::MAX).map_err(Error::Encode)?;
         self.binding.send(&datagram, |_| self.payload())?;
         self.answered = true;
         Ok(())
@@ -249,6 +249,13 @@ pub struct NotSent {
     /// The packet, as it was.
     pub packet: RetainedPacket,
     /// Why.
-    #[source]
     pub error: Error,
+}
+
+/// The packet is dropped, so that it gets its queue's default verdict, unless that cannot be sent
+/// either: then the queue sends it.
+impl From<NotSent> for Error {
+    fn from(not_sent: NotSent) -> Self {
+        not_sent.error
+    }
 }

@@ -124,8 +124,7 @@ impl Socket {
     /// packet. What came before is thrown away, but for a datagram whose sender was let through and
     /// held up for all that time.
     pub(crate) fn open() -> Result<Self, Error> {
-        let failed =
-            |call| move |source| Error::System { operation: Operation::Open, call, source };
+        let failed = |call| move |error| Error::System { operation: Operation::Open, call, error };
         let mut socket =
             netlink_sys::Socket::new(NETLINK_NETFILTER).map_err(|source| {
                 match source.raw_os_error().map(Errno::from_raw) {

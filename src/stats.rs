@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::errno::Errno;
+use crate::error::{Error, Operation};
 use crate::verdicts::Datagram;
 
 /// Counters of a queue since it was bound; over all its numbers, if it has several.
@@ -217,11 +218,12 @@ impl KernelStats {
     ///
     /// # Errors
     ///
-    /// `PermissionDenied` unless the file's owner may read it: root, and in a user namespace only
-    /// if its ids were mapped before the network namespace was made. `NotFound` where `/proc` is
-    /// not mounted or the kernel has no `nfnetlink_queue`.
-    pub fn read(queue: u16) -> io::Result<Option<Self>> {
-        Ok(KernelTable::here()?.read()?.into_iter().find(|row| row.queue == queue))
+    /// [`Error::System`]: `PermissionDenied` unless the file's owner may read it: root, and in a
+    /// user namespace only if its ids were mapped before the network namespace was made; `NotFound`
+    /// where `/proc` is not mounted or the kernel has no `nfnetlink_queue`.
+    pub fn read(queue: u16) -> Result<Option<Self>, Error> {
+        let rows = KernelTable::here().and_then(|table| table.read()).map_err(unreadable)?;
+        Ok(rows.into_iter().find(|row| row.queue == queue))
     }
 
     /// Reads one line of the file; `None` if it is not of that form.
@@ -244,6 +246,11 @@ impl KernelStats {
             last_id: next(columns)?,
         })
     }
+}
+
+/// The file's name is in the error already.
+pub(crate) fn unreadable(error: io::Error) -> Error {
+    Error::system(Operation::Stats, "read")(error)
 }
 
 /// `/proc/net/netfilter/nfnetlink_queue` of the network namespace that it was opened in.

@@ -5,7 +5,7 @@ use std::fmt::{Debug, Display};
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
-use netfilterqueue::{KernelStats, Stats};
+use netfilterqueue::{Error, KernelStats, Stats};
 
 use crate::judge::{Decision, Judge, MARKED_PORT, Witness};
 use crate::traffic::Flow;
@@ -122,7 +122,7 @@ pub(crate) fn flows(
 /// What a queue has counted until it was closed.
 pub(crate) struct QueueReport {
     pub(crate) library: Stats,
-    pub(crate) kernel: io::Result<Option<KernelStats>>,
+    pub(crate) kernel: Result<Option<KernelStats>, Error>,
 }
 
 impl QueueReport {

@@ -76,7 +76,7 @@ pub(super) type Expression = ListAttribute<ExpressionAttribute>;
 /// The whole rule; evaluation stops at the first comparison that fails.
 pub(super) fn rule(rule: &Rule, mechanism: Mechanism) -> Result<Vec<Expression>, Error> {
     let mut out: Vec<Expression> = matches(&rule.matches).into_iter().map(Into::into).collect();
-    let total = rule.queue_count()?;
+    let total = rule.queue_count().map_err(Error::invalid_rules)?;
     let first = *rule.queues.start();
     let flags = (if rule.bypass { FLAG_BYPASS } else { 0 })
         | (if rule.cpu_fanout { FLAG_CPU_FANOUT } else { 0 });

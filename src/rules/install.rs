@@ -126,29 +126,34 @@ impl Rules {
     /// Finds what the kernel would refuse without a word, or accept and never match.
     fn check(&self) -> Result<(), Error> {
         if self.rules.is_empty() {
-            return Err(Error::InvalidRule("there is no rule to install"));
+            return Err(Error::invalid_rules("there is no rule to install"));
         }
         if !matches!(self.family, Family::INET | Family::IPV4 | Family::IPV6 | Family::BRIDGE) {
-            return Err(Error::InvalidRule(
+            return Err(Error::invalid_rules(
                 "packets can be queued in the families inet, ip, ip6 and bridge only",
             ));
         }
         if self.hook > Hook::POSTROUTING {
-            return Err(Error::InvalidRule("packets can be queued at hooks 0 to 4 only"));
+            return Err(Error::invalid_rules("packets can be queued at hooks 0 to 4 only"));
         }
         if self.flow_marks.is_some() {
             let is_first = matches!(self.hook, Hook::PREROUTING | Hook::OUTPUT);
             if is_first && self.priority <= CONNTRACK_PRIORITY {
-                return Err(Error::InvalidRule(
+                return Err(Error::invalid_rules(
                     "flow bypass at the prerouting and output hooks needs a priority above -200, \
                      where connection tracking begins",
                 ));
             }
             if self.priority == i32::MAX {
-                return Err(Error::InvalidRule("flow bypass needs a priority with one behind it"));
+                return Err(Error::invalid_rules(
+                    "flow bypass needs a priority with one behind it",
+                ));
             }
         }
-        self.rules.iter().try_for_each(|rule| rule.check(self.family, self.hook))
+        self.rules.iter().enumerate().try_for_each(|(place, rule)| {
+            let named = |reason| Error::InvalidRule { rule: Some(place), reason };
+            rule.check(self.family, self.hook).map_err(named)
+        })
     }
 
     fn plan(&self, table: &str, attempt: Attempt) -> Result<Plan, Error> {
@@ -344,7 +349,7 @@ mod tests {
 
     fn refusal(rules: Rules) -> &'static str {
         match rules.install() {
-            Err(Error::InvalidRule(reason)) => reason,
+            Err(Error::InvalidRule { reason, .. }) => reason,
             other => panic!("not refused: {other:?}"),
         }
     }

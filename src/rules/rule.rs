@@ -3,7 +3,6 @@
 use std::ops::RangeInclusive;
 
 use super::{Family, Hook, Protocol};
-use crate::error::Error;
 use crate::ip::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 
 /// `IFNAMSIZ`, the length of an interface name with its NUL.
@@ -136,52 +135,44 @@ impl Rule {
     }
 
     /// How many queues it feeds: the kernel counts them in 16 bits.
-    pub(super) fn queue_count(&self) -> Result<u16, Error> {
+    pub(super) fn queue_count(&self) -> Result<u16, &'static str> {
         let (first, last) = (*self.queues.start(), *self.queues.end());
         last.checked_sub(first)
-            .ok_or(Error::InvalidRule("the range of queues is empty"))?
+            .ok_or("the range of queues is empty")?
             .checked_add(1)
-            .ok_or(Error::InvalidRule("a rule feeds at most 65535 queues"))
+            .ok_or("a rule feeds at most 65535 queues")
     }
 
     /// Finds what the kernel would refuse without a word, or accept and never match.
-    pub(super) fn check(&self, family: Family, hook: Hook) -> Result<(), Error> {
+    pub(super) fn check(&self, family: Family, hook: Hook) -> Result<(), &'static str> {
         self.queue_count()?;
         let matches = &self.matches;
         let has_ports = matches.protocol.is_some_and(Protocol::has_ports);
         if (matches.source_port.is_some() || matches.destination_port.is_some()) && !has_ports {
-            return Err(Error::InvalidRule(
-                "a port needs a protocol that has ports: TCP, UDP, UDP-Lite, SCTP or DCCP",
-            ));
+            return Err("a port needs a protocol that has ports: TCP, UDP, UDP-Lite, SCTP or DCCP");
         }
         if matches.ethertype.is_some_and(|ethertype| !carries(family, ethertype)) {
-            return Err(Error::InvalidRule("the family has no packets of that ethertype"));
+            return Err("the family has no packets of that ethertype");
         }
         if matches.mark.is_some_and(|mark| mark.value & !mark.mask != 0) {
-            return Err(Error::InvalidRule("the mark has bits outside its mask"));
+            return Err("the mark has bits outside its mask");
         }
         for name in [&matches.input_interface, &matches.output_interface].into_iter().flatten() {
             if name.is_empty() || name.len() >= INTERFACE_NAME_MAX || name.contains('\0') {
-                return Err(Error::InvalidRule("the name of an interface has 1 to 15 bytes"));
+                return Err("the name of an interface has 1 to 15 bytes");
             }
         }
         if matches.input_interface.is_some() && hook == Hook::OUTPUT {
-            return Err(Error::InvalidRule(
-                "packets at the output hook came in through no interface",
-            ));
+            return Err("packets at the output hook came in through no interface");
         }
         // The kernel does not hand it on to there, other than with routed packets.
         if matches.input_interface.is_some()
             && (family, hook) == (Family::BRIDGE, Hook::POSTROUTING)
         {
-            return Err(Error::InvalidRule(
-                "at the postrouting hook of the bridge family no input interface is known",
-            ));
+            return Err("at the postrouting hook of the bridge family no input interface is known");
         }
         if matches.output_interface.is_some() && matches!(hook, Hook::PREROUTING | Hook::INPUT) {
-            return Err(Error::InvalidRule(
-                "at the prerouting and input hooks no output interface is known",
-            ));
+            return Err("at the prerouting and input hooks no output interface is known");
         }
         Ok(())
     }
@@ -207,7 +198,7 @@ mod tests {
 
     fn refusal_in(family: Family, rule: &Rule, hook: Hook) -> &'static str {
         match rule.check(family, hook) {
-            Err(Error::InvalidRule(reason)) => reason,
+            Err(reason) => reason,
             other => panic!("not refused: {other:?}"),
         }
     }

@@ -64,7 +64,7 @@ impl From<Failure> for Error {
             // No nf_tables: the subsystem is looked up before the first message too.
             Failure::Refused { request: None, errno: Errno::EOPNOTSUPP, .. } => Self::NoRuleSupport,
             Failure::Refused { errno, explanation, .. } => {
-                Self::Refused { operation: Operation::Rules, errno, explanation }
+                Self::Refused { operation: Operation::Rules, queue: None, errno, explanation }
             }
             Failure::Unanswered(error) => error,
         }
@@ -113,7 +113,7 @@ impl Connection {
         self.socket.send(&[IoSlice::new(&datagram)]).map_err(|errno| {
             Failure::Unanswered(match errno {
                 errno::Errno::EMSGSIZE => {
-                    Error::InvalidRule("more rules than one transaction can hold")
+                    Error::invalid_rules("more rules than one transaction can hold")
                 }
                 errno => Error::system(Operation::Rules, "sendmsg")(errno),
             })
@@ -143,6 +143,7 @@ impl Connection {
                     let Some(left) = ANSWER_TIMEOUT.checked_sub(started.elapsed()) else {
                         return Err(Failure::Unanswered(Error::AckTimeout {
                             operation: Operation::Rules,
+                            queue: None,
                             waited: ANSWER_TIMEOUT,
                         }));
                     };

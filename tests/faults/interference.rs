@@ -96,8 +96,9 @@ impl Judge<'_> {
 
     fn note_refusals(&mut self, queue: &mut Queue) {
         let refusals = queue.take_refusals();
-        self.refused
-            .extend(refusals.map(|refusal| (refusal.id, refusal.cumulative, refusal.errno)));
+        self.refused.extend(
+            refusals.into_iter().map(|refusal| (refusal.id, refusal.cumulative, refusal.errno)),
+        );
     }
 }
 

@@ -52,7 +52,7 @@ fn settle(queue: &Queue, traffic: &Traffic, ledger: &Ledger) {
 /// Why a datagram was not taken.
 fn errno(error: &Error) -> Option<Errno> {
     match error {
-        Error::System { source, .. } => source.raw_os_error().map(Errno::from_raw),
+        Error::System { error, .. } => error.raw_os_error().map(Errno::from_raw),
         _ => None,
     }
 }

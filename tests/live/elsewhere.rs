@@ -135,11 +135,11 @@ fn a_panic_elsewhere_is_handed_on(_: &Namespace) {
 
 /// The kind of a namespace's error, which must hold `text`.
 fn kind_of(error: &Error, text: &str) -> ErrorKind {
-    let Error::System { operation: Operation::Namespace, source, .. } = error else {
+    let Error::System { operation: Operation::Namespace, error, .. } = error else {
         panic!("{error:?}");
     };
     assert!(error.to_string().contains(text), "{error}");
-    source.kind()
+    error.kind()
 }
 
 fn what_cannot_be_entered_is_an_error(_: &Namespace) {
@@ -189,7 +189,7 @@ fn a_queue_elsewhere_works_from_here(_: &Namespace) {
     there.set_max_len(1).expect("it is not closed with the other one");
     assert_judges(&mut there, &there_udp);
     let taken = namespace.run(|| Queue::builder(1).bind()).unwrap().unwrap_err();
-    assert!(matches!(taken, Error::QueueTaken { queue: 1 }), "{taken:?}");
+    assert!(matches!(taken, Error::QueueTaken { queue: 1, .. }), "{taken:?}");
     rules.remove().unwrap();
     there_udp.send(b"unqueued");
     assert_eq!(there_udp.receive(), b"unqueued");
@@ -296,7 +296,7 @@ fn a_duplicate_does_not_keep_the_number(_: &Namespace) {
     // Nor do numbers that were bound before another one failed.
     let taken = Queue::builder(4).bind().unwrap();
     let error = Queue::builder(2..=5).bind_on(duplicate()).unwrap_err();
-    assert!(matches!(error, Error::QueueTaken { queue: 4 }), "{error:?}");
+    assert!(matches!(error, Error::QueueTaken { queue: 4, .. }), "{error:?}");
     Queue::builder([2, 3, 5]).bind().expect("the others are free");
     drop(taken);
     Queue::builder(2..=5).bind_on(duplicate()).unwrap();
@@ -352,7 +352,7 @@ fn binding_a_socket_needs_the_capability(_: &Namespace) {
     let result = Queue::builder(1).bind_on(socket);
     caps::raise(None, CapSet::Effective, Capability::CAP_NET_ADMIN).unwrap();
     let error = result.unwrap_err();
-    assert!(matches!(error, Error::NoCapability { operation: Operation::Bind }), "{error:?}");
+    assert!(matches!(error, Error::NoCapability { operation: Operation::Bind, .. }), "{error:?}");
 }
 
 fn packets_of_another_number_on_the_socket_are_judged_exactly(_: &Namespace) {
@@ -411,7 +411,7 @@ fn what_an_earlier_user_of_the_socket_left_is_given_up(_: &Namespace) {
     let stats = queue.stats();
     assert_eq!((stats.received, stats.lost, stats.refused), (2, 0, 0));
     let error = Queue::builder(2).bind().unwrap_err();
-    assert!(matches!(error, Error::QueueTaken { queue: 2 }), "still bound: {error:?}");
+    assert!(matches!(error, Error::QueueTaken { queue: 2, .. }), "still bound: {error:?}");
     drop(Queue::builder(2).bind_on(socket).unwrap());
     Queue::builder(2).bind().expect("it is free now");
 }

@@ -84,7 +84,7 @@ pub fn refusals_until_next_packet(queue: &mut Queue, udp: &UdpPair) -> Vec<(u32,
 
 fn refusals(queue: &mut Queue) -> Vec<(u32, bool, Errno)> {
     let entry = |refusal: Refusal| (refusal.id, refusal.cumulative, refusal.errno);
-    queue.take_refusals().map(entry).collect()
+    queue.take_refusals().into_iter().map(entry).collect()
 }
 
 fn a_retained_packet_is_not_overtaken_and_then_accepted(_: &Namespace) {

@@ -318,7 +318,7 @@ fn a_pause_keeps_packets_that_wait(_: &Namespace) {
     queue.set_nonblocking(true);
     queue.run(|packet| packet.verdict(Verdict::Accept)).unwrap();
     assert_eq!(udp.receive_all(6).concat(), [0, 1, 2, 3, 4, 5]);
-    assert_eq!(queue.take_refusals().next(), None);
+    assert_eq!(queue.take_refusals(), []);
     for _ in 0..2 {
         rules.resume().expect("a second resume does nothing");
     }
@@ -345,7 +345,8 @@ fn removal_flushes_packets_that_wait(_: &Namespace) {
         retained.accept().expect("and so can that one");
         udp.expect_nothing();
         expect_no_packet(&mut queue);
-        let refusals: Vec<_> = queue.take_refusals().map(|refusal| refusal.errno).collect();
+        let refusals: Vec<_> =
+            queue.take_refusals().into_iter().map(|refusal| refusal.errno).collect();
         assert_eq!(refusals, [Errno::ENOENT; 3], "they came too late");
     }
     assert_eq!(queue.stats().refused, 6);
@@ -439,7 +440,7 @@ fn a_child_process_does_not_inherit_the_rules(_: &Namespace) {
 fn what_cannot_be_expressed_is_refused(_: &Namespace) {
     let refused = |hook, rule: Rule| {
         let error = Rules::new(hook).rule(udp_rule(1)).rule(rule).install().unwrap_err();
-        assert!(matches!(error, Error::InvalidRule(_)), "{error}");
+        assert!(matches!(error, Error::InvalidRule { .. }), "{error}");
     };
     refused(Hook::INPUT, Rule::queue(1).destination_port(53));
     refused(Hook::INPUT, Rule::queue(1).protocol(Protocol::ICMP).source_port(1));
@@ -451,10 +452,10 @@ fn what_cannot_be_expressed_is_refused(_: &Namespace) {
     refused(Hook::FORWARD, Rule::queue(1).ethertype(0x0806));
     refused(Hook(5), Rule::queue(1));
     let error = Rules::new(Hook::INPUT).family(Family(99)).rule(udp_rule(1)).install();
-    assert!(matches!(error, Err(Error::InvalidRule(_))), "{error:?}");
+    assert!(matches!(error, Err(Error::InvalidRule { .. })), "{error:?}");
     let many = (0..2000).fold(Rules::new(Hook::OUTPUT), |rules, _| rules.rule(udp_rule(1)));
     let error = many.install().unwrap_err();
-    assert!(matches!(error, Error::InvalidRule(_)), "{error}");
+    assert!(matches!(error, Error::InvalidRule { .. }), "{error}");
     // All or nothing: the good rules beside the bad ones are not there either.
     let udp = UdpPair::new(V4);
     udp.send(b"passes");

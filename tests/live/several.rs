@@ -169,7 +169,8 @@ fn refusals_carry_the_queue_number(_: &Namespace) {
     drop(unrelated.install().unwrap());
     judge(&mut batch, Verdict::Accept);
     expect_no_packet(&mut queue);
-    let refused: Vec<_> = queue.take_refusals().map(|r| (r.queue, r.id, r.cumulative)).collect();
+    let refused: Vec<_> =
+        queue.take_refusals().into_iter().map(|r| (r.queue, r.id, r.cumulative)).collect();
     assert_eq!(refused, [(1, 1, false), (5, 4, true)]);
     // The next ones are refused by their own numbers as well.
     feed.send_each(4..5);
@@ -179,7 +180,8 @@ fn refusals_carry_the_queue_number(_: &Namespace) {
     drop(unrelated.install().unwrap());
     retained.into_iter().for_each(|packet| packet.accept().unwrap());
     expect_no_packet(&mut queue);
-    let refused: Vec<_> = queue.take_refusals().map(|r| (r.queue, r.id, r.errno)).collect();
+    let refused: Vec<_> =
+        queue.take_refusals().into_iter().map(|r| (r.queue, r.id, r.errno)).collect();
     assert_eq!(refused, [(1, 2, Errno::ENOENT), (5, 5, Errno::ENOENT)]);
     assert_eq!((queue.stats().refused, queue.stats().held), (4, 0));
 }
@@ -281,10 +283,10 @@ fn configuring_all_numbers_under_a_flood_loses_nothing(_: &Namespace) {
 fn one_number_taken_leaves_the_others_free(_: &Namespace) {
     let _taken = Queue::builder(4).bind().unwrap();
     let error = Queue::builder(2..=5).bind().unwrap_err();
-    assert!(matches!(error, Error::QueueTaken { queue: 4 }), "{error:?}");
+    assert!(matches!(error, Error::QueueTaken { queue: 4, .. }), "{error:?}");
     drop(Queue::builder([2, 3, 5]).bind().expect("the others are free"));
     let error = Queue::builder(2..=5).bind_each().unwrap_err();
-    assert!(matches!(error, Error::QueueTaken { queue: 4 }), "{error:?}");
+    assert!(matches!(error, Error::QueueTaken { queue: 4, .. }), "{error:?}");
     Queue::builder([2, 3, 5]).bind_each().expect("the others are free");
 }
 

@@ -86,7 +86,7 @@ fn nobody_tests_several_queues_on_a_socket(_: &Namespace) {
     let queue = Queue::builder(NUMBERS).bind().unwrap();
     assert_eq!(queue.numbers().collect::<Vec<_>>(), NUMBERS);
     let taken = Queue::builder(500).bind().unwrap_err();
-    assert!(matches!(taken, Error::QueueTaken { queue: 500 }), "{taken}");
+    assert!(matches!(taken, Error::QueueTaken { queue: 500, .. }), "{taken}");
     let (note, seen) = mpsc::channel();
     let judging = Judging::start(queue, move |packet| {
         note.send((packet.queue(), packet.id())).unwrap();
@@ -276,11 +276,12 @@ fn nobody_tests_verdict_errors(_: &Namespace) {
     expect_no_packet(&mut queue);
     let mut refused: Vec<_> = queue
         .take_refusals()
+        .into_iter()
         .map(|refusal| (refusal.queue, refusal.id, refusal.cumulative, refusal.errno))
         .collect();
     refused.sort_unstable_by_key(|refusal| refusal.1);
     assert_eq!(refused, [(1, 1, false, Errno::ENOENT), (1, 2, false, Errno::ENOENT)]);
-    assert_eq!((queue.stats().refused, queue.take_refusals().count()), (2, 0));
+    assert_eq!((queue.stats().refused, queue.take_refusals().len()), (2, 0));
     udp.send(b"later");
     judge(&mut receive_exactly(&mut queue, 1), Verdict::Accept);
     assert_eq!(udp.receive_all(1), [b"later"]);

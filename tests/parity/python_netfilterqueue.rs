@@ -208,7 +208,7 @@ fn parity_6_errors_buffer_warning_busy_double_bind(_: &Namespace) {
     let queue = Queue::builder(1).receive_buffer(ASKED).bind().unwrap();
     assert_eq!(queue.receive_buffer().unwrap(), 2 * ASKED, "the kernel doubles what it grants");
     let taken = Queue::builder(1).bind().unwrap_err();
-    assert!(matches!(taken, Error::QueueTaken { queue: 1 }), "{taken}");
+    assert!(matches!(taken, Error::QueueTaken { queue: 1, .. }), "{taken}");
     assert!(taken.to_string().contains("queue 1 is taken by another socket"), "{taken}");
     let other = Queue::builder(2).bind().expect("another number is free");
     drop(queue);
