@@ -17,7 +17,7 @@ use crate::craft::correct;
 use crate::edits::edit_one;
 use crate::kernel::{expect_priority, lacks, takes_bytes};
 use crate::support::{
-    Peers, UdpPair, V4, V6, queue_udp, queue_udp_at, receive_exactly, wait_until,
+    Peers, UdpPair, V4, V6, outside, queue_udp, queue_udp_at, receive_exactly, wait_until,
 };
 use crate::{Test, tests};
 
@@ -49,18 +49,6 @@ fn at(hook: Hook, queue: &mut Queue, udp: &UdpPair, check: impl FnOnce(&mut Pack
     udp.send(b"?");
     edit_one(queue, check);
     assert_eq!(udp.receive_all(1), [b"?"]);
-}
-
-/// A number as the parent of this user namespace has it, which is the initial one, or this is.
-fn outside(map: &str, inside: u32) -> u32 {
-    let map = fs::read_to_string(Path::new("/proc/self").join(map)).unwrap();
-    let ids = map.lines().find_map(|line| {
-        let mut numbers = line.split_whitespace().map(|number| number.parse::<u32>().unwrap());
-        let (start, outside, count) = (numbers.next()?, numbers.next()?, numbers.next()?);
-        let distance = inside.checked_sub(start).filter(|distance| *distance < count)?;
-        Some(outside + distance)
-    });
-    ids.expect("we are somebody")
 }
 
 fn the_owner_of_a_socket_is_told_where_it_is_known(_: &Namespace) {

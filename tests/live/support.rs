@@ -351,3 +351,15 @@ pub fn kernel_stats(number: u16) -> Option<KernelStats> {
         Err(error) => panic!("{error}"),
     }
 }
+
+/// A number as the parent of this user namespace has it, which is the initial one, or this is.
+pub fn outside(map: &str, inside: u32) -> u32 {
+    let map = std::fs::read_to_string(format!("/proc/self/{map}")).unwrap();
+    let ids = map.lines().find_map(|line| {
+        let mut numbers = line.split_whitespace().map(|number| number.parse::<u32>().unwrap());
+        let (start, outside, count) = (numbers.next()?, numbers.next()?, numbers.next()?);
+        let distance = inside.checked_sub(start).filter(|distance| *distance < count)?;
+        Some(outside + distance)
+    });
+    ids.expect("we are somebody")
+}
