@@ -141,7 +141,7 @@ fn config(c: &mut Criterion) {
     c.bench_function("config/bind,params,maxlen,flags", |b| {
         b.iter(|| {
             out.clear();
-            black_box(&config).push(1, &mut out);
+            black_box(&config).push(&mut out, 1);
             black_box(&out);
         });
     });

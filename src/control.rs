@@ -4,9 +4,9 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
+use netfilterqueue_protocol::ack::Ack;
 use netfilterqueue_protocol::config::{Command, ConfigFlags, ConfigMessage, FlagChange};
 use netfilterqueue_protocol::constants::NFQNL_MSG_CONFIG;
-use netfilterqueue_protocol::message::Ack;
 use nix::errno;
 
 use crate::binding::Binding;
@@ -82,7 +82,7 @@ impl Control {
     pub(crate) fn send(&mut self, binding: &Binding, request: &ConfigMessage) -> nix::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut datagram = Vec::new();
-        request.push(self.sequence, &mut datagram);
+        request.push(&mut datagram, self.sequence);
         binding.socket().send(&[IoSlice::new(&datagram)])
     }
 

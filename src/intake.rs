@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 
+use netfilterqueue_protocol::ack::Ack;
 use netfilterqueue_protocol::constants::{NFQNL_MSG_VERDICT, NFQNL_MSG_VERDICT_BATCH};
-use netfilterqueue_protocol::message::Ack;
 use netfilterqueue_protocol::packet::PacketIndex;
 
 use crate::errno::Errno;

@@ -2,8 +2,9 @@
 
 use std::mem;
 
+use netfilterqueue_protocol::ack::Ack;
 use netfilterqueue_protocol::constants::{NFQNL_MSG_PACKET, NLMSG_ERROR};
-use netfilterqueue_protocol::message::{Ack, Message};
+use netfilterqueue_protocol::message::Message;
 use netfilterqueue_protocol::packet::PacketIndex;
 use netfilterqueue_protocol::verdict::Verdict;
 

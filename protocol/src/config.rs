@@ -185,7 +185,7 @@ impl ConfigMessage {
     }
 
     /// Appends the message. It asks for an acknowledgement, which repeats `sequence`.
-    pub fn push(&self, sequence: u32, out: &mut Vec<u8>) {
+    pub fn push(&self, out: &mut Vec<u8>, sequence: u32) {
         let header = Header {
             kind: NFQNL_MSG_CONFIG,
             flags: NLM_F_REQUEST | NLM_F_ACK,

@@ -99,7 +99,7 @@ impl Eq for QueueMessage {}
 impl From<ConfigMessage> for QueueMessage {
     fn from(config: ConfigMessage) -> Self {
         let mut bytes = Vec::new();
-        config.push(0, &mut bytes);
+        config.push(&mut bytes, 0);
         Self { kind: NFQNL_MSG_CONFIG, bytes }
     }
 }

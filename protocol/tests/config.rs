@@ -16,7 +16,7 @@ fn parsed(bytes: &[u8]) -> Result<ConfigMessage, ParseError> {
 
 fn pushed(config: &ConfigMessage, sequence: u32) -> Vec<u8> {
     let mut out = vec![0xa5; 6];
-    config.push(sequence, &mut out);
+    config.push(&mut out, sequence);
     assert_eq!(out[..6], [0xa5; 6]);
     out.split_off(6)
 }

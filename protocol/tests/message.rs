@@ -6,9 +6,10 @@ mod common;
 
 use common::{attribute, list, message};
 use netfilterqueue_protocol::ParseError;
+use netfilterqueue_protocol::ack::Ack;
 use netfilterqueue_protocol::attribute::{self as attributes, Attributes, MAX_VALUE_LEN};
 use netfilterqueue_protocol::constants::*;
-use netfilterqueue_protocol::message::{Ack, Message, Messages, Nfgenmsg};
+use netfilterqueue_protocol::message::{Message, Messages, Nfgenmsg};
 
 /// Byte for byte. Headers in host order, so for the byte order they are written out in.
 #[cfg(target_endian = "little")]

@@ -9,10 +9,11 @@ use common::differential::{
     Plain, ours, same_attributes, same_messages, theirs, through_netlink_message,
 };
 use common::{list, message, packet_hdr, queue_message};
+use netfilterqueue_protocol::ack::Ack;
 use netfilterqueue_protocol::config::{Command, ConfigMessage, CopyMode};
 use netfilterqueue_protocol::constants::*;
 use netfilterqueue_protocol::interop::{QueueMessage, View};
-use netfilterqueue_protocol::message::{Ack, Message};
+use netfilterqueue_protocol::message::Message;
 use netfilterqueue_protocol::verdict::{Verdict, VerdictBatchMessage, VerdictMessage};
 use netlink_packet_core::{NLMSG_NOOP, NetlinkBuffer, NetlinkMessage, NetlinkPayload};
 use proptest::collection::vec;
@@ -141,7 +142,7 @@ fn queue_messages_in_an_envelope() {
         ..ConfigMessage::command(9, Command::Bind)
     };
     let mut pushed = Vec::new();
-    config.push(77, &mut pushed);
+    config.push(&mut pushed, 77);
     through_netlink_message(&pushed, config.into());
 
     let batch = VerdictBatchMessage {
@@ -225,8 +226,8 @@ fn refused_in_an_envelope() {
 fn equal_whatever_the_envelope() {
     let config = ConfigMessage::command(3, Command::Unbind);
     let (mut one, mut other) = (Vec::new(), Vec::new());
-    config.push(1, &mut one);
-    config.push(2, &mut other);
+    config.push(&mut one, 1);
+    config.push(&mut other, 2);
     let parse = |bytes: &[u8]| QueueMessage::parse(Message::parse(bytes).unwrap()).unwrap();
     assert_eq!(parse(&one), parse(&other));
     assert_ne!(parse(&one), ConfigMessage::command(4, Command::Unbind).into());

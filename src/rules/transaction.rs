@@ -7,7 +7,8 @@
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
-use netfilterqueue_protocol::message::{Ack, Message, Messages};
+use netfilterqueue_protocol::ack::Ack;
+use netfilterqueue_protocol::message::{Message, Messages};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };

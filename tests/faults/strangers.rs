@@ -42,7 +42,7 @@ fn refusal(datagram: &[u8]) -> Errno {
 fn meddle() {
     let request = |request: ConfigMessage| {
         let mut datagram = Vec::new();
-        request.push(1, &mut datagram);
+        request.push(&mut datagram, 1);
         datagram
     };
     let mut verdicts = [Vec::new(), Vec::new()];

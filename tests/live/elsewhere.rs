@@ -363,7 +363,7 @@ fn packets_of_another_number_on_the_socket_are_judged_exactly(_: &Namespace) {
         copy_mode: Some(CopyMode::WHOLE),
         ..ConfigMessage::command(9, config::Command::Bind)
     };
-    bind.push(1, &mut request);
+    bind.push(&mut request, 1);
     assert_eq!(socket.send_to(&request, &SocketAddr::new(0, 0), 0).unwrap(), request.len());
     let mut queue = Queue::builder(1).bind_on(fd).unwrap();
     let rules = queue_udp(9);

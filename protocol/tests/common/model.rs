@@ -145,12 +145,12 @@ pub(crate) fn batch_round_trip(batch: VerdictBatchMessage) {
 pub(crate) fn config_round_trip(config: ConfigMessage, sequence: u32) {
     let parse = |bytes| ConfigMessage::parse(Message::parse(bytes)?);
     let (mut first, mut second) = (Vec::new(), Vec::new());
-    config.push(sequence, &mut first);
+    config.push(&mut first, sequence);
     let message = Message::parse(&first).expect("it was written");
     assert_eq!((message.sequence(), message.bytes().len()), (sequence, first.len()));
     let parsed = ConfigMessage::parse(message).expect("it was written");
     assert_eq!(parsed, config);
-    parsed.push(sequence, &mut second);
+    parsed.push(&mut second, sequence);
     assert_eq!(first, second);
     assert_eq!(parse(&second), Ok(config));
     through_netlink_message(&first, config.into());

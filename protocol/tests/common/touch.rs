@@ -4,11 +4,12 @@
 use std::fmt::{self, Display, Write};
 use std::hint::black_box;
 
+use netfilterqueue_protocol::ack::Ack;
 use netfilterqueue_protocol::attribute::{Attributes, HEADER_LEN};
 use netfilterqueue_protocol::config::{ConfigFlags, ConfigMessage, CopyMode, FlagChange};
 use netfilterqueue_protocol::conntrack::{Conntrack, ConntrackChange, LabelsChange, MarkChange};
 use netfilterqueue_protocol::interop::{QueueMessage, View};
-use netfilterqueue_protocol::message::{Ack, Message, Messages, NLMSG_HEADER_LEN, Nfgenmsg};
+use netfilterqueue_protocol::message::{Message, Messages, NLMSG_HEADER_LEN, Nfgenmsg};
 use netfilterqueue_protocol::packet::{PacketIndex, PacketMessage, Timestamp};
 use netfilterqueue_protocol::verdict::{VerdictBatchMessage, VerdictMessage};
 
