@@ -70,6 +70,8 @@ pub enum ParseError {
     },
 }
 
+#[cfg(feature = "interop")]
+#[cfg_attr(docsrs, doc(cfg(feature = "interop")))]
 impl From<ParseError> for netlink_packet_core::DecodeError {
     fn from(error: ParseError) -> Self {
         error.to_string().into()

@@ -9,6 +9,8 @@ pub mod config;
 pub mod conntrack;
 pub mod constants;
 pub mod error;
+#[cfg(feature = "interop")]
+#[cfg_attr(docsrs, doc(cfg(feature = "interop")))]
 pub mod interop;
 pub mod message;
 pub mod packet;

@@ -8,6 +8,7 @@
 use std::ops::Range;
 
 use byteorder::{BigEndian, ByteOrder, NativeEndian};
+#[cfg(feature = "interop")]
 use netlink_packet_core::NetlinkHeader;
 
 use crate::attribute::{Attributes, align};
@@ -113,6 +114,8 @@ impl<'a> Message<'a> {
     }
 
     /// The header as netlink-packet-core has it.
+    #[cfg(feature = "interop")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "interop")))]
     #[must_use]
     pub fn netlink_header(&self) -> NetlinkHeader {
         let mut header = NetlinkHeader::default();

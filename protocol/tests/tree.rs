@@ -1,7 +1,7 @@
 //! The full conntrack tree: what netlink-packet-netfilter makes of `NFQA_CT`, and that no bytes
 //! make it panic.
 
-#![cfg(feature = "conntrack")]
+#![cfg(feature = "conntrack-attributes")]
 #![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
 
 mod common;

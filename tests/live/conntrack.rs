@@ -288,14 +288,14 @@ fn the_full_tree_is_readable(namespace: &Namespace) {
         let entry = packet.conntrack().unwrap();
         let own = netfilterqueue::protocol::attribute::Attributes::new(entry.bytes());
         count = own.map(Result::unwrap).count();
-        #[cfg(feature = "conntrack")]
+        #[cfg(feature = "conntrack-attributes")]
         full_tree::expect(&entry, count, flow.tuple());
     });
     assert!(count >= 6, "tuples, id, status, timeout and use at least: {count}");
     assert_eq!(seen.original, flow.tuple());
 }
 
-#[cfg(feature = "conntrack")]
+#[cfg(feature = "conntrack-attributes")]
 mod full_tree {
     use netfilterqueue::conntrack::{Conntrack, Tuple};
     use netlink_packet_netfilter::conntrack::{

@@ -4,15 +4,15 @@
 //! The numbers are those of `netfilter/nfnetlink_conntrack.h` ([`constants`](crate::constants) has
 //! them). Attributes that are absent, too short or malformed read as `None`. What has no accessor
 //! here, such as counters, time stamps and helpers, is found by number ([`Conntrack::attribute`]),
-//! or in the full tree that `Conntrack::to_attributes` makes (feature `conntrack`).
+//! or in the full tree that `Conntrack::to_attributes` makes (feature `conntrack-attributes`).
 
 mod change;
 mod state;
 mod tuple;
 
-#[cfg(feature = "conntrack")]
+#[cfg(feature = "conntrack-attributes")]
 use netlink_packet_core::{DecodeError, NlasIterator, Parseable};
-#[cfg(feature = "conntrack")]
+#[cfg(feature = "conntrack-attributes")]
 use netlink_packet_netfilter::conntrack::ConntrackAttribute;
 
 pub use self::change::{ConntrackChange, LabelsChange, MarkChange};
@@ -115,8 +115,8 @@ impl<'a> Conntrack<'a> {
     /// All or nothing, unlike the accessors: [`DecodeError`] if one attribute is malformed, if a
     /// value of a known one is shorter or longer than its type, or if stray bytes follow the last
     /// one.
-    #[cfg(feature = "conntrack")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "conntrack")))]
+    #[cfg(feature = "conntrack-attributes")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "conntrack-attributes")))]
     pub fn to_attributes(&self) -> Result<Vec<ConntrackAttribute>, DecodeError> {
         NlasIterator::new(self.bytes)
             .map(|attribute| ConntrackAttribute::parse(&attribute?))

@@ -2,16 +2,16 @@
 //! test in `oracle.rs` says how.
 
 use netfilterqueue_protocol::attribute::{Attributes, HEADER_LEN};
-#[cfg(feature = "conntrack")]
+#[cfg(feature = "conntrack-attributes")]
 use netfilterqueue_protocol::conntrack::{Conntrack, Tuple};
-#[cfg(feature = "conntrack")]
+#[cfg(feature = "conntrack-attributes")]
 use netfilterqueue_protocol::constants::NLA_TYPE_MASK;
 use netfilterqueue_protocol::interop::QueueMessage;
 use netfilterqueue_protocol::message::{Message, Messages};
-#[cfg(feature = "conntrack")]
+#[cfg(feature = "conntrack-attributes")]
 use netlink_packet_core::{Emitable, Nla};
 use netlink_packet_core::{NetlinkBuffer, NetlinkHeader, NetlinkMessage, NlasIterator, Parseable};
-#[cfg(feature = "conntrack")]
+#[cfg(feature = "conntrack-attributes")]
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Tuple as OtherTuple,
 };
@@ -108,7 +108,7 @@ pub(crate) fn through_netlink_message(pushed: &[u8], message: QueueMessage) {
 
 /// A conntrack tree that the other crate can read says the same in both, and the other crate's
 /// writer fills no more than its length.
-#[cfg(feature = "conntrack")]
+#[cfg(feature = "conntrack-attributes")]
 pub(crate) fn same_tree(tree: &[u8]) {
     let conntrack = Conntrack::new(tree);
     let Ok(attributes) = conntrack.to_attributes() else { return };
@@ -153,7 +153,7 @@ pub(crate) fn same_tree(tree: &[u8]) {
 
 /// Compared where each part occurs once: they keep all, and do not say which of an address's two
 /// numbers it had.
-#[cfg(feature = "conntrack")]
+#[cfg(feature = "conntrack-attributes")]
 fn same_tuple(theirs: &[OtherTuple], ours: Option<Tuple>) {
     let [OtherTuple::Ip(ip), OtherTuple::Proto(proto)] = theirs else { return };
     let mut addresses = [const { Vec::new() }; 2];

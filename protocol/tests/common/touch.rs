@@ -128,7 +128,7 @@ fn touch_conntrack(conntrack: Conntrack<'_>) {
         Ok(change) => change_round_trip(change),
         Err(error) => print(error),
     }
-    #[cfg(feature = "conntrack")]
+    #[cfg(feature = "conntrack-attributes")]
     black_box(conntrack.to_attributes().is_ok());
 }
 
