@@ -53,10 +53,9 @@ fn guide_a_sender_at_output_waits_for_its_packets(_: &Namespace) {
 /// What waits unread in a netfilter socket, in bytes, and how many packets it had no room for.
 fn socket_row(port: u32) -> (u64, u64) {
     let table = fs::read_to_string("/proc/thread-self/net/netlink").unwrap();
-    let rows = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let mut rows = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
     let row = rows
-        .filter(|row| row[1] == "12" && row[2] == port.to_string())
-        .next_back()
+        .find(|row| row[1] == "12" && row[2] == port.to_string())
         .expect("a row of the queue's socket");
     (row[4].parse().unwrap(), row[8].parse().unwrap())
 }
