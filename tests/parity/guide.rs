@@ -54,8 +54,9 @@ fn guide_a_sender_at_output_waits_for_its_packets(_: &Namespace) {
 fn socket_row(port: u32) -> (u64, u64) {
     let table = fs::read_to_string("/proc/thread-self/net/netlink").unwrap();
     let mut rows = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
-    let is_ours = |row: &Vec<&str>| row[1] == "12" && row[2] == port.to_string();
-    let row = rows.rfind(is_ours).expect("a row of the queue's socket");
+    let row = rows
+        .find(|row| row[1] == "12" && row[2] == port.to_string())
+        .expect("a row of the queue's socket");
     (row[4].parse().unwrap(), row[8].parse().unwrap())
 }
 
