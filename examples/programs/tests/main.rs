@@ -4,13 +4,16 @@
 
 #[path = "../../../tests/live/harness.rs"]
 mod harness;
+
+mod chaos;
 mod program;
+mod traffic;
 
 use std::process::ExitCode;
 
 use harness::Test;
 
 fn main() -> ExitCode {
-    let tests: [&[Test]; 0] = [];
+    let tests: [&[Test]; 1] = [&chaos::TESTS];
     harness::main(&tests.concat())
 }
