@@ -1,9 +1,11 @@
 //! What the programs have in common: their options, their rule, their end.
 
 mod options;
+mod packets;
 mod session;
 
 pub use options::{Options, Selection};
+pub use packets::{Endpoint, Flow, HEADERS};
 pub use session::{Session, Work};
 
 use std::error::Error;

@@ -7,6 +7,7 @@ mod harness;
 
 mod chaos;
 mod program;
+mod ratelimit;
 mod traffic;
 
 use std::process::ExitCode;
@@ -14,6 +15,6 @@ use std::process::ExitCode;
 use harness::Test;
 
 fn main() -> ExitCode {
-    let tests: [&[Test]; 1] = [&chaos::TESTS];
+    let tests: [&[Test]; 2] = [&chaos::TESTS, &ratelimit::TESTS];
     harness::main(&tests.concat())
 }
