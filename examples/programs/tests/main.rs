@@ -6,6 +6,8 @@
 mod harness;
 
 mod chaos;
+mod latency;
+mod pcapng;
 mod program;
 mod ratelimit;
 mod traffic;
@@ -15,6 +17,6 @@ use std::process::ExitCode;
 use harness::Test;
 
 fn main() -> ExitCode {
-    let tests: [&[Test]; 2] = [&chaos::TESTS, &ratelimit::TESTS];
+    let tests: [&[Test]; 4] = [&chaos::TESTS, &latency::TESTS, &pcapng::TESTS, &ratelimit::TESTS];
     harness::main(&tests.concat())
 }
