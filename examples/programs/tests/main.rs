@@ -7,9 +7,11 @@ mod harness;
 
 mod chaos;
 mod latency;
+mod monitor;
 mod pcapng;
 mod program;
 mod ratelimit;
+mod terminal;
 mod traffic;
 
 use std::process::ExitCode;
@@ -17,6 +19,7 @@ use std::process::ExitCode;
 use harness::Test;
 
 fn main() -> ExitCode {
-    let tests: [&[Test]; 4] = [&chaos::TESTS, &latency::TESTS, &pcapng::TESTS, &ratelimit::TESTS];
+    let tests: [&[Test]; 5] =
+        [&chaos::TESTS, &latency::TESTS, &monitor::TESTS, &pcapng::TESTS, &ratelimit::TESTS];
     harness::main(&tests.concat())
 }
