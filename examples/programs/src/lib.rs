@@ -1,5 +1,10 @@
 //! What the programs have in common: their options, their rule, their end.
 
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::cast_precision_loss, clippy::cast_possible_truncation)
+)]
+
 mod options;
 mod packets;
 mod session;

@@ -124,7 +124,11 @@ fn a_signal_ends_it_and_gives_the_terminal_back(_: &Namespace) {
 
 fn a_terminal_that_is_closed_ends_it(_: &Namespace) {
     let pair = Pair::at("127.0.0.1");
-    let mut terminal = start();
+    let mut command = Command::new(MONITOR);
+    // It must not take a new picture to see it.
+    command.args(["--protocol", "udp", "--interval", "1h"]);
+    let mut terminal = Terminal::start(command);
+    terminal.wait_for("queue 1 at output: 0 received");
     terminal.hang_up();
     let status = terminal.ended();
     assert_eq!(status.code(), Some(1), "{status}");

@@ -18,6 +18,11 @@
 //! Packets are taken as they are on the wire (GSO off): a super-packet of 40 segments would be lost
 //! or held as one.
 
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::cast_precision_loss, clippy::cast_possible_truncation)
+)]
+
 mod arguments;
 mod copies;
 mod data;
@@ -41,12 +46,12 @@ use crate::link::{Link, Underway};
 const SPARE: u32 = 4096;
 
 fn main() -> ExitCode {
-    netfilterqueue_programs::main(run)
+    netfilterqueue_programs::main(|arguments: Arguments| run(&arguments))
 }
 
-fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
-    let mut chaos = Chaos::new(&arguments, seed)?;
+    let mut chaos = Chaos::new(arguments, seed)?;
     let queue = Queue::builder(arguments.options.queue)
         .gso(false)
         .max_len(arguments.limit + SPARE)

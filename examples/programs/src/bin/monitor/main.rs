@@ -18,6 +18,11 @@
 //! not hold up the network. Only headers are copied. Super-packets come whole and count as one
 //! packet with all its bytes.
 
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::cast_precision_loss, clippy::cast_possible_truncation)
+)]
+
 mod arguments;
 mod flows;
 mod health;
@@ -52,10 +57,10 @@ const WIDTH: u16 = 156;
 const LOOK: Duration = Duration::from_millis(50);
 
 fn main() -> ExitCode {
-    netfilterqueue_programs::main(run)
+    netfilterqueue_programs::main(|arguments: Arguments| run(&arguments))
 }
 
-fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let queue = Queue::builder(arguments.options.queue)
         .copy_mode(CopyMode::Packet { range: HEADERS })
         .max_len(MAX_LEN)
@@ -72,7 +77,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         is_over: &is_over,
         order: arguments.sort,
         is_still: false,
-        arguments: &arguments,
+        arguments,
     };
     let screen = match arguments.plain || arguments.once {
         true => None,

@@ -178,7 +178,7 @@ pub(crate) mod tests {
     #[test]
     fn everything_is_to_be_seen() {
         let lines = picture(1).lines(130, 20);
-        let address = |byte: &str| format!("[{}]", vec![byte; 8].join(":"));
+        let address = |byte: &str| format!("[{}]", [byte; 8].join(":"));
         assert_eq!(lines[0], "queue 1 at output: 1234 received, 56 per second");
         assert_eq!(lines[1], "lost 7, cut off 0, malformed 0, refused 0");
         assert_eq!(lines[2], "waiting 600 of 1024, dropped: queue full 5, buffer full 6");

@@ -21,6 +21,11 @@
 //! ready, and Wireshark would find them wrong. Packets wait while the file is written; if it cannot
 //! be, because the disk is full or nobody reads on, the program ends, and packets pass.
 
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::cast_precision_loss, clippy::cast_possible_truncation)
+)]
+
 mod arguments;
 mod record;
 

@@ -19,6 +19,11 @@
 //! have a source, too, and count each. A source address proves nothing: what was made up costs its
 //! maker a bucket per address, and everybody else nothing, until there are more than `--sources`.
 
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::cast_precision_loss, clippy::cast_possible_truncation)
+)]
+
 mod arguments;
 mod buckets;
 
@@ -39,11 +44,11 @@ const PACKET: u64 = 1500;
 const WORST: usize = 5;
 
 fn main() -> ExitCode {
-    netfilterqueue_programs::main(run)
+    netfilterqueue_programs::main(|arguments: Arguments| run(&arguments))
 }
 
-fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
-    let mut limiter = Limiter::new(&arguments)?;
+fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+    let mut limiter = Limiter::new(arguments)?;
     let queue = Queue::builder(arguments.options.queue)
         .gso(false)
         .copy_mode(CopyMode::Packet { range: HEADERS })
