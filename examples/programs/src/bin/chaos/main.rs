@@ -8,11 +8,16 @@
 //!
 //! ```text
 //! cargo build --release -p netfilterqueue-programs
-//! unshare -rn sh -c '
+//! unshare -rn bash -c '
 //!     ip link set lo up
-//!     target/release/chaos --protocol icmp --delay 50ms --jitter 20ms --loss 20 & sleep 1
-//!     ping -c 10 -i 0.2 127.0.0.1
-//!     kill -INT $!; wait'
+//!     python3 -m http.server --bind 127.0.0.1 8080 > /dev/null 2>&1 &
+//!     sleep 1
+//!     target/release/chaos --protocol tcp --dport 8080 --delay 50ms --jitter 20ms --loss 2 &
+//!     sleep 1
+//!     for i in {1..5}; do
+//!         curl -so /dev/null -w "%{time_total} s\n" http://127.0.0.1:8080/
+//!     done
+//!     kill -INT %2; wait %2; kill %1'
 //! ```
 //!
 //! Packets are taken as they are on the wire (GSO off): a super-packet of 40 segments would be lost

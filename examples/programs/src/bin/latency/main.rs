@@ -10,11 +10,11 @@
 //!
 //! ```text
 //! cargo build --release -p netfilterqueue-programs
-//! unshare -rn sh -c '
+//! unshare -rn bash -c '
 //!     ip link set lo up
-//!     target/release/latency --protocol icmp --work 1ms & sleep 1
-//!     ping -q -c 500 -i 0.002 127.0.0.1
-//!     kill -INT $!; wait'
+//!     target/release/latency --protocol udp --work 100us & sleep 1
+//!     for i in {1..2000}; do echo $i > /dev/udp/127.0.0.1/9; done
+//!     sleep 1; kill -INT $!; wait $!'
 //! ```
 //!
 //! Super-packets come whole unless `--no-gso` is given: as a program with the library's defaults

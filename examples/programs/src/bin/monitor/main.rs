@@ -4,14 +4,15 @@
 //! Its rule queues everything at a hook, or what `--protocol`, `--dport`, `--in` and their like
 //! choose; it goes away with the program.
 //!
-//! To try it on one machine, in a network of its own (`q` ends it, and `ping` with it):
+//! To try it on one machine, in a network of its own (`q` ends it):
 //!
 //! ```text
 //! cargo build --release -p netfilterqueue-programs
-//! unshare -rn sh -c '
+//! unshare -rn bash -c '
 //!     ip link set lo up
-//!     ping -q -i 0.2 127.0.0.1 & ping -q -i 0.5 ::1 &
-//!     target/release/monitor; kill $(jobs -p)'
+//!     exec 3> /dev/udp/127.0.0.1/9 4> /dev/udp/::1/53
+//!     while sleep 0.1; do echo hello >&3; echo "hello, too" >&4; done 2> /dev/null &
+//!     target/release/monitor; kill $!'
 //! ```
 //!
 //! Packets are judged by one thread and shown by another: a terminal that is slow or stopped does

@@ -8,11 +8,12 @@
 //!
 //! ```text
 //! cargo build --release -p netfilterqueue-programs
-//! unshare -rn sh -c '
+//! unshare -rn bash -c '
 //!     ip link set lo up
-//!     target/release/ratelimit --packets 5 --burst 10 --protocol icmp & sleep 1
-//!     ping -q -c 50 -i 0.01 127.0.0.1; ping -q -c 20 -i 0.01 -I 127.0.0.2 127.0.0.1
-//!     kill -INT $!; wait'
+//!     target/release/ratelimit --packets 5 --burst 10 --protocol udp & sleep 1
+//!     for i in {1..50}; do echo $i > /dev/udp/127.0.0.1/9; done
+//!     for i in {1..20}; do echo $i > /dev/udp/::1/9; done
+//!     kill -INT $!; wait $!'
 //! ```
 //!
 //! Packets are counted as they are on the wire (GSO off). Only their headers are copied. Fragments
