@@ -1,17 +1,26 @@
 //! What the programs have in common: their options, their rule, their end.
 
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::cast_precision_loss, clippy::cast_possible_truncation)
+)]
+
 mod options;
+mod packets;
 mod session;
 
-pub use options::Options;
-pub use session::Session;
+pub use options::{Options, Selection};
+pub use packets::{Endpoint, Flow, HEADERS};
+pub use session::{Session, Work};
 
 use std::error::Error;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
 
-/// The main function of a program: reads its arguments, runs it, and tells errors in one line.
+/// The main function of a program: reads its arguments, runs it, and tells errors in one line. That
+/// nobody reads what it prints any more (`| head`) is an end, and not an error.
 pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<(), Box<dyn Error>>) -> ExitCode {
     let program = env!("CARGO_PKG_NAME");
     let name = std::env::args_os().next();
@@ -19,9 +28,15 @@ pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<(), Box<dyn Error>>) -> Exi
     let name = name.map_or_else(|| program.into(), std::ffi::OsStr::to_string_lossy);
     match run(A::parse()) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{name}: {error}");
+            // Where nobody can be told, because the terminal is gone, the status still says it.
+            let _ = writeln!(io::stderr(), "{name}: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }

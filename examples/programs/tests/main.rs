@@ -4,13 +4,22 @@
 
 #[path = "../../../tests/live/harness.rs"]
 mod harness;
+
+mod chaos;
+mod latency;
+mod monitor;
+mod pcapng;
 mod program;
+mod ratelimit;
+mod terminal;
+mod traffic;
 
 use std::process::ExitCode;
 
 use harness::Test;
 
 fn main() -> ExitCode {
-    let tests: [&[Test]; 0] = [];
+    let tests: [&[Test]; 5] =
+        [&chaos::TESTS, &latency::TESTS, &monitor::TESTS, &pcapng::TESTS, &ratelimit::TESTS];
     harness::main(&tests.concat())
 }
