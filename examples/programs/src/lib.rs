@@ -1,10 +1,16 @@
 //! What the programs have in common: their options, their rule, their end.
 
+mod domains;
+mod lines;
 mod options;
 mod session;
+mod transport;
 
+pub use domains::{Domain, Domains, InvalidDomain};
+pub use lines::Lines;
 pub use options::Options;
 pub use session::Session;
+pub use transport::Segment;
 
 use std::error::Error;
 use std::process::ExitCode;

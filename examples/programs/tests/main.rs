@@ -2,15 +2,20 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+mod dns_filter;
 #[path = "../../../tests/live/harness.rs"]
 mod harness;
+#[path = "../../../tests/live/kernel.rs"]
+mod kernel;
 mod program;
+#[path = "../../../tests/live/support.rs"]
+mod support;
 
 use std::process::ExitCode;
 
-use harness::Test;
+use harness::{Test, tests};
 
 fn main() -> ExitCode {
-    let tests: [&[Test]; 0] = [];
+    let tests: [&[Test]; _] = [&dns_filter::TESTS];
     harness::main(&tests.concat())
 }
