@@ -10,12 +10,13 @@ mod kernel;
 mod program;
 #[path = "../../../tests/live/support.rs"]
 mod support;
+mod tls_sni;
 
 use std::process::ExitCode;
 
 use harness::{Test, tests};
 
 fn main() -> ExitCode {
-    let tests: [&[Test]; _] = [&dns_filter::TESTS];
+    let tests: [&[Test]; _] = [&dns_filter::TESTS, &tls_sni::TESTS];
     harness::main(&tests.concat())
 }
