@@ -1,6 +1,7 @@
-//! Options that all programs have.
+//! Options that all programs have, and those that choose packets.
 
-use netfilterqueue::Hook;
+use netfilterqueue::rules::Rule;
+use netfilterqueue::{Hook, Protocol};
 
 /// Which packets a program gets, and how.
 #[derive(Debug, Clone, clap::Args)]
@@ -20,4 +21,68 @@ pub struct Options {
     /// Leave the rules alone: somebody else has installed one that sends packets to the queue
     #[arg(long, help_heading = "Queue")]
     pub no_rule: bool,
+}
+
+/// Which packets the rule of a program matches, where the program does not care itself.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Selection {
+    /// Only this protocol: tcp, udp, icmp, icmpv6, sctp or a number
+    #[arg(short, long, value_parser = protocol, help_heading = "Which packets")]
+    pub protocol: Option<Protocol>,
+
+    /// Only packets to this port
+    #[arg(long, value_name = "PORT", requires = "protocol", help_heading = "Which packets")]
+    pub dport: Option<u16>,
+
+    /// Only packets from this port
+    #[arg(long, value_name = "PORT", requires = "protocol", help_heading = "Which packets")]
+    pub sport: Option<u16>,
+
+    /// Only packets that came in by this interface
+    #[arg(short, long = "in", value_name = "INTERFACE", help_heading = "Which packets")]
+    pub in_interface: Option<String>,
+
+    /// Only packets that go out by this interface
+    #[arg(short, long = "out", value_name = "INTERFACE", help_heading = "Which packets")]
+    pub out_interface: Option<String>,
+}
+
+impl Selection {
+    /// A rule that sends what is chosen to a queue.
+    #[must_use]
+    pub fn rule(&self, queue: u16) -> Rule {
+        let mut rule = Rule::queue(queue);
+        if let Some(protocol) = self.protocol {
+            rule = rule.protocol(protocol);
+        }
+        if let Some(port) = self.dport {
+            rule = rule.destination_port(port);
+        }
+        if let Some(port) = self.sport {
+            rule = rule.source_port(port);
+        }
+        if let Some(name) = &self.in_interface {
+            rule = rule.input_interface(name);
+        }
+        if let Some(name) = &self.out_interface {
+            rule = rule.output_interface(name);
+        }
+        rule
+    }
+}
+
+/// Reads a protocol's name or number.
+fn protocol(text: &str) -> Result<Protocol, String> {
+    let known = match text.to_ascii_lowercase().as_str() {
+        "tcp" => Protocol::TCP,
+        "udp" => Protocol::UDP,
+        "icmp" => Protocol::ICMP,
+        "icmpv6" => Protocol::ICMPV6,
+        "sctp" => Protocol::SCTP,
+        number => {
+            let error = "neither tcp, udp, icmp, icmpv6 nor sctp, nor a number below 256";
+            Protocol(number.parse().map_err(|_| error)?)
+        }
+    };
+    Ok(known)
 }

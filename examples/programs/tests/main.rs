@@ -2,21 +2,26 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
-mod dns_filter;
 #[path = "../../../tests/live/harness.rs"]
 mod harness;
 #[path = "../../../tests/live/kernel.rs"]
 mod kernel;
-mod program;
 #[path = "../../../tests/live/support.rs"]
 mod support;
+
+mod chaos;
+mod dns_filter;
+mod program;
+mod ratelimit;
 mod tls_sni;
+mod traffic;
 
 use std::process::ExitCode;
 
 use harness::{Test, tests};
 
 fn main() -> ExitCode {
-    let tests: [&[Test]; _] = [&dns_filter::TESTS, &tls_sni::TESTS];
+    let tests: [&[Test]; _] =
+        [&chaos::TESTS, &dns_filter::TESTS, &ratelimit::TESTS, &tls_sni::TESTS];
     harness::main(&tests.concat())
 }

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -15,9 +15,8 @@ pub const SOON: Duration = Duration::from_secs(10);
 /// A running program. It is killed if the test fails.
 pub struct Program {
     child: Child,
-    stdout: Option<JoinHandle<String>>,
-    stderr: Receiver<String>,
-    said: Vec<String>,
+    stdout: Output,
+    stderr: Output,
 }
 
 /// What a program has left.
@@ -46,36 +45,29 @@ impl Program {
             .stderr(Stdio::piped())
             .spawn()
             .expect("the program starts");
-        let mut stdout = child.stdout.take().expect("a pipe");
-        let stdout = thread::spawn(move || {
-            let mut text = String::new();
-            stdout.read_to_string(&mut text).expect("text");
-            text
-        });
-        let errors = BufReader::new(child.stderr.take().expect("a pipe"));
-        let (line, stderr) = mpsc::channel();
-        thread::spawn(move || errors.lines().map_while(Result::ok).try_for_each(|l| line.send(l)));
-        Self { child, stdout: Some(stdout), stderr, said: Vec::new() }
+        let stdout = Output::of(child.stdout.take().expect("a pipe"));
+        let stderr = Output::of(child.stderr.take().expect("a pipe"));
+        Self { child, stdout, stderr }
     }
 
-    /// Waits until a line of its standard error contains a text.
-    pub fn wait_for(&mut self, text: &str) {
-        let until = Instant::now() + SOON;
-        loop {
-            let rest = until.saturating_duration_since(Instant::now());
-            match self.stderr.recv_timeout(rest) {
-                Ok(line) => self.said.push(line),
-                Err(error) => panic!("{text:?} was not said ({error}), but: {:?}", self.said),
-            }
-            if self.said.last().is_some_and(|line| line.contains(text)) {
-                return;
-            }
-        }
+    /// Waits until a new line of its standard error contains a text, and returns it.
+    pub fn wait_for(&mut self, text: &str) -> &str {
+        self.stderr.wait_for(text)
+    }
+
+    /// Waits until a new line of its standard output contains a text, and returns it.
+    pub fn wait_for_output(&mut self, text: &str) -> &str {
+        self.stdout.wait_for(text)
+    }
+
+    /// Does once what Ctrl-C does, and does not wait.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).expect("it runs");
     }
 
     /// Ends it as Ctrl-C does, and waits for its end.
     pub fn interrupt(self) -> Ended {
-        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT).expect("it runs");
+        self.signal(Signal::SIGINT);
         self.ended()
     }
 
@@ -86,18 +78,79 @@ impl Program {
             if let Some(status) = self.child.try_wait().expect("a child") {
                 break status;
             }
-            assert!(Instant::now() < until, "it does not end; it said {:?}", self.said);
+            assert!(Instant::now() < until, "it does not end; it said {:?}", self.stderr.said);
             thread::sleep(Duration::from_millis(2));
         };
-        let stdout = self.stdout.take().expect("once").join().expect("text");
-        self.said.extend(self.stderr.iter());
-        Ended { status, stdout, stderr: self.said.join("\n") }
+        Ended { status, stdout: self.stdout.rest(), stderr: self.stderr.rest() }
     }
+}
+
+impl Ended {
+    /// The program has ended well.
+    #[track_caller]
+    pub fn well(self) -> Self {
+        assert!(self.status.success(), "{self:?}");
+        self
+    }
+
+    /// The number before a word of the standard output: 3 of `3 lost, 5 delayed` for `lost`.
+    #[track_caller]
+    pub fn count(&self, word: &str) -> u64 {
+        count(&self.stdout, word).unwrap_or_else(|| panic!("no number of {word}: {self:?}"))
+    }
+}
+
+/// The last number before a word.
+pub fn count(text: &str, word: &str) -> Option<u64> {
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let plain = |word: &str| word.trim_end_matches([',', ';', '.', ':']).to_owned();
+    let mut pairs = words.windows(2).rev().filter(|pair| plain(pair[1]) == word);
+    pairs.find_map(|pair| pair[0].parse().ok())
 }
 
 impl Drop for Program {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// What a program writes, line by line as it comes.
+struct Output {
+    lines: Receiver<String>,
+    said: Vec<String>,
+}
+
+impl Output {
+    fn of(pipe: impl Read + Send + 'static) -> Self {
+        let (line, lines) = mpsc::channel();
+        thread::spawn(move || {
+            let lines = BufReader::new(pipe).split(b'\n').map_while(Result::ok);
+            // Nobody listens to a program whose test has failed.
+            lines
+                .map(|line| String::from_utf8_lossy(&line).into_owned())
+                .try_for_each(|text| line.send(text))
+        });
+        Self { lines, said: Vec::new() }
+    }
+
+    fn wait_for(&mut self, text: &str) -> &str {
+        let until = Instant::now() + SOON;
+        loop {
+            let rest = until.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(rest) {
+                Ok(line) => self.said.push(line),
+                Err(error) => panic!("{text:?} was not said ({error}), but: {:?}", self.said),
+            }
+            if self.said.last().is_some_and(|line| line.contains(text)) {
+                return self.said.last().expect("just pushed");
+            }
+        }
+    }
+
+    /// Everything, once it has ended.
+    fn rest(&mut self) -> String {
+        self.said.extend(self.lines.iter());
+        self.said.join("\n")
     }
 }

@@ -1,0 +1,255 @@
+//! Loss, delay, order, copies and damage, as received.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use netfilterqueue_netns::Namespace;
+use nix::sys::signal::Signal;
+
+use crate::harness::{Test, tests};
+use crate::program::{Ended, Program};
+use crate::traffic::Pair;
+
+pub const TESTS: [Test; 12] = tests![
+    packets_are_lost_as_the_seed_says,
+    packets_are_delayed,
+    copies_arrive_once_more_and_do_not_come_up_again,
+    copies_of_forwarded_packets_arrive,
+    copies_arrive_where_packets_come_in,
+    packets_overtake_each_other,
+    a_rate_is_kept,
+    damaged_packets_have_a_wrong_checksum,
+    damaged_packets_can_have_a_right_checksum,
+    what_is_beyond_the_limit_is_dropped,
+    held_packets_arrive_after_an_interrupt_under_load,
+    senseless_arguments_are_refused,
+];
+
+const CHAOS: &str = env!("CARGO_BIN_EXE_chaos");
+const BOTH: [&str; 2] = ["127.0.0.1", "::1"];
+
+/// Starts it for the datagrams of a pair.
+fn start(pair: &Pair, arguments: &str) -> Program {
+    let port = pair.port().to_string();
+    let all = format!("--protocol udp --dport {port} {arguments}");
+    Program::start(CHAOS, &all.split_ascii_whitespace().collect::<Vec<_>>())
+}
+
+fn end(program: Program) -> Ended {
+    program.interrupt().well()
+}
+
+fn packets_are_lost_as_the_seed_says(_: &Namespace) {
+    let arrived = |address| {
+        let pair = Pair::at(address);
+        let program = start(&pair, "--loss 30 --seed 4711");
+        pair.send(0..200);
+        let numbers = pair.numbers();
+        let ended = end(program);
+        assert_eq!(ended.count("received"), 200, "{ended:?}");
+        assert_eq!(ended.count("lost"), 200 - numbers.len() as u64, "{ended:?}");
+        numbers
+    };
+    let first = arrived(BOTH[0]);
+    assert!((100..180).contains(&first.len()), "{}", first.len());
+    assert_eq!(first, arrived(BOTH[1]), "the same seed");
+}
+
+fn packets_are_delayed(_: &Namespace) {
+    for address in BOTH {
+        let pair = Pair::at(address);
+        let before = pair.time_one();
+        let program = start(&pair, "--delay 150ms");
+        let delayed = pair.time_one();
+        assert!(before < Duration::from_millis(150), "{before:?}");
+        assert!(delayed >= Duration::from_millis(150), "{delayed:?}");
+        assert!(delayed < Duration::from_millis(1500), "{delayed:?}");
+        pair.send(0..20);
+        assert_eq!(pair.numbers(), (0..20).collect::<Vec<_>>(), "in order");
+        end(program);
+    }
+}
+
+fn copies_arrive_once_more_and_do_not_come_up_again(_: &Namespace) {
+    for address in BOTH {
+        let pair = Pair::at(address);
+        let program = start(&pair, "--duplicate 100");
+        pair.send(0..20);
+        let twice: Vec<u32> = (0..20).flat_map(|number| [number, number]).collect();
+        assert_eq!(pair.numbers(), twice);
+        let ended = end(program);
+        assert_eq!((ended.count("received"), ended.count("duplicated")), (20, 20), "{ended:?}");
+    }
+}
+
+fn copies_of_forwarded_packets_arrive(router: &Namespace) {
+    let (client, server) = (Namespace::new().unwrap(), Namespace::new().unwrap());
+    client.veth("left", router, "left").unwrap();
+    router.veth("right", &server, "right").unwrap();
+    let v4 = |last: [u8; 2]| std::net::IpAddr::from([10, 0, last[0], last[1]]);
+    for (namespace, link, address) in [
+        (&client, "left", v4([1, 1])),
+        (router, "left", v4([1, 2])),
+        (router, "right", v4([2, 2])),
+        (&server, "right", v4([2, 1])),
+    ] {
+        namespace.add_address(link, address, 24).unwrap();
+    }
+    client.add_default_route(v4([1, 2])).unwrap();
+    server.add_default_route(v4([2, 2])).unwrap();
+    if router.set_forwarding().is_err() {
+        // A container with a read-only /proc/sys.
+        return;
+    }
+    let bind = |namespace: &Namespace, address: &str| {
+        namespace.run(|| std::net::UdpSocket::bind(address).unwrap())
+    };
+    let pair = Pair { sender: bind(&client, "10.0.1.1:0"), receiver: bind(&server, "10.0.2.1:0") };
+    pair.sender.connect(pair.receiver.local_addr().unwrap()).unwrap();
+    let program = start(&pair, "--hook forward --duplicate 100");
+    pair.send(0..10);
+    let twice: Vec<u32> = (0..10).flat_map(|number| [number, number]).collect();
+    assert_eq!(pair.numbers(), twice);
+    let ended = end(program);
+    assert_eq!((ended.count("received"), ended.count("duplicated")), (10, 10), "{ended:?}");
+}
+
+fn copies_arrive_where_packets_come_in(here: &Namespace) {
+    let there = Namespace::new().unwrap();
+    here.veth("link", &there, "link").unwrap();
+    for (ours, theirs, prefix) in [("10.0.0.1", "10.0.0.2", 24), ("fd00::1", "fd00::2", 64)] {
+        here.add_address("link", ours.parse().unwrap(), prefix).unwrap();
+        there.add_address("link", theirs.parse().unwrap(), prefix).unwrap();
+        let at = |address: &str| std::net::SocketAddr::new(address.parse().unwrap(), 0);
+        let pair = Pair {
+            sender: there.run(|| std::net::UdpSocket::bind(at(theirs)).unwrap()),
+            receiver: std::net::UdpSocket::bind(at(ours)).unwrap(),
+        };
+        pair.sender.connect(pair.receiver.local_addr().unwrap()).unwrap();
+        for hook in ["input", "prerouting"] {
+            let program = start(&pair, &format!("--hook {hook} --duplicate 100"));
+            pair.send(0..10);
+            let twice: Vec<u32> = (0..10).flat_map(|number| [number, number]).collect();
+            assert_eq!(pair.numbers(), twice, "{hook}");
+            assert_eq!(end(program).count("received"), 10, "{hook}");
+        }
+    }
+}
+
+fn packets_overtake_each_other(_: &Namespace) {
+    let pair = Pair::at(BOTH[1]);
+    let program = start(&pair, "--reorder 20 --reorder-by 3 --seed 5");
+    pair.send(0..100);
+    let arrived = pair.numbers();
+    let ended = end(program);
+    let mut sorted = arrived.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, (0..100).collect::<Vec<_>>(), "each of them once");
+    let late = arrived.windows(2).filter(|pair| pair[0] > pair[1]).count() as u64;
+    assert!(late > 3, "{arrived:?}");
+    assert!(late <= ended.count("reordered"), "{late}: {ended:?}");
+}
+
+fn a_rate_is_kept(_: &Namespace) {
+    let pair = Pair::at(BOTH[0]);
+    let program = start(&pair, "--rate 20kB");
+    let body = [7; 972];
+    let start = Instant::now();
+    for _ in 0..20 {
+        pair.sender.send(&body).unwrap();
+    }
+    pair.receiver.set_read_timeout(Some(crate::program::SOON)).unwrap();
+    for _ in 0..20 {
+        assert_eq!(pair.receiver.recv(&mut [0; 2048]).unwrap(), body.len());
+    }
+    let took = start.elapsed();
+    end(program);
+    // 20 packets of 1000 bytes.
+    assert!((Duration::from_millis(1000)..Duration::from_secs(4)).contains(&took), "{took:?}");
+}
+
+fn damaged_packets_have_a_wrong_checksum(_: &Namespace) {
+    for (address, file, counter) in
+        [(BOTH[0], "snmp", "Udp:"), (BOTH[1], "snmp6", "Udp6InCsumErrors")]
+    {
+        let pair = Pair::at(address);
+        let before = wrong_checksums(file, counter);
+        let program = start(&pair, "--corrupt 100");
+        pair.send(0..25);
+        assert!(pair.receive().is_empty());
+        assert_eq!(wrong_checksums(file, counter) - before, 25);
+        assert_eq!(end(program).count("corrupted"), 25);
+    }
+}
+
+/// The kernel's counter of datagrams with a wrong checksum, in this namespace.
+fn wrong_checksums(file: &str, counter: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with(counter));
+    let first: Vec<&str> = lines.next().unwrap().split_ascii_whitespace().collect();
+    match lines.next() {
+        // Names in one line, values in the next.
+        Some(values) => {
+            let at = first.iter().position(|name| *name == "InCsumErrors").unwrap();
+            values.split_ascii_whitespace().nth(at).unwrap().parse().unwrap()
+        }
+        None => first[1].parse().unwrap(),
+    }
+}
+
+fn damaged_packets_can_have_a_right_checksum(_: &Namespace) {
+    for address in BOTH {
+        let pair = Pair::at(address);
+        let program = start(&pair, "--corrupt 100 --valid-checksums");
+        let body = [0x55; 40];
+        for _ in 0..25 {
+            pair.sender.send(&body).unwrap();
+        }
+        let arrived = pair.receive();
+        assert_eq!(arrived.len(), 25);
+        for datagram in arrived {
+            let turned = datagram.iter().zip(body).map(|(a, b)| (a ^ b).count_ones()).sum::<u32>();
+            assert_eq!((datagram.len(), turned), (body.len(), 1));
+        }
+        end(program);
+    }
+}
+
+fn what_is_beyond_the_limit_is_dropped(_: &Namespace) {
+    let pair = Pair::at(BOTH[0]);
+    let program = start(&pair, "--delay 300ms --limit 10");
+    pair.send(0..50);
+    assert_eq!(pair.numbers(), (0..10).collect::<Vec<_>>());
+    assert_eq!(end(program).count("overflowed"), 40);
+    let program = start(&pair, "--delay 300ms --limit 10 --fail-open");
+    pair.send(0..50);
+    assert_eq!(pair.numbers(), (10..50).chain(0..10).collect::<Vec<_>>());
+    assert_eq!(end(program).count("overflowed"), 40);
+}
+
+fn held_packets_arrive_after_an_interrupt_under_load(_: &Namespace) {
+    let pair = Pair::at(BOTH[1]);
+    let program = start(&pair, "--delay 1h --reorder 10 --reorder-wait 1h");
+    pair.send(0..60);
+    // They are in the queue: datagrams that begin here are queued before they have been sent.
+    program.signal(Signal::SIGTERM);
+    let ended = program.ended().well();
+    assert_eq!(ended.count("received"), 60, "{ended:?}");
+    let mut arrived = pair.numbers();
+    arrived.sort_unstable();
+    assert_eq!(arrived, (0..60).collect::<Vec<_>>());
+    pair.send(60..61);
+    assert_eq!(pair.numbers(), [60], "the rule is gone");
+}
+
+fn senseless_arguments_are_refused(_: &Namespace) {
+    for (arguments, code, reason) in [
+        (["--loss", "200"], 2, "not between 0 and 100"),
+        (["--hook", "nowhere"], 2, "nowhere"),
+        (["--loss=90", "--burst=2"], 1, "9.0 packets at least"),
+    ] {
+        let ended = Program::spawn(CHAOS, &arguments).ended();
+        assert_eq!(ended.status.code(), Some(code), "{ended:?}");
+        assert!(ended.stderr.contains(reason), "{ended:?}");
+    }
+}
