@@ -11,6 +11,7 @@ mod support;
 
 mod chaos;
 mod dns_filter;
+mod portknock;
 mod program;
 mod ratelimit;
 mod tls_sni;
@@ -22,6 +23,6 @@ use harness::{Test, tests};
 
 fn main() -> ExitCode {
     let tests: [&[Test]; _] =
-        [&chaos::TESTS, &dns_filter::TESTS, &ratelimit::TESTS, &tls_sni::TESTS];
+        [&chaos::TESTS, &dns_filter::TESTS, &portknock::TESTS, &ratelimit::TESTS, &tls_sni::TESTS];
     harness::main(&tests.concat())
 }

@@ -28,7 +28,7 @@
 //! openssl s_server -quiet -accept 443 -cert /tmp/c -key /tmp/k -www &
 //! target/release/tls_sni --block ads.test &
 //! sleep 1
-//! for name in www.ads.test new.test; do
+//! for name in new.test www.ads.test; do
 //! echo | timeout 2 openssl s_client -connect 127.0.0.1:443 -servername $name 2>&1 | grep subject=
 //! done
 //! kill %2; kill %1; exit
