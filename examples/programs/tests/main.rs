@@ -11,6 +11,8 @@ mod support;
 
 mod chaos;
 mod dns_filter;
+mod latency;
+mod pcapng;
 mod portknock;
 mod program;
 mod ratelimit;
@@ -22,7 +24,14 @@ use std::process::ExitCode;
 use harness::{Test, tests};
 
 fn main() -> ExitCode {
-    let tests: [&[Test]; _] =
-        [&chaos::TESTS, &dns_filter::TESTS, &portknock::TESTS, &ratelimit::TESTS, &tls_sni::TESTS];
+    let tests: [&[Test]; _] = [
+        &chaos::TESTS,
+        &dns_filter::TESTS,
+        &latency::TESTS,
+        &pcapng::TESTS,
+        &portknock::TESTS,
+        &ratelimit::TESTS,
+        &tls_sni::TESTS,
+    ];
     harness::main(&tests.concat())
 }

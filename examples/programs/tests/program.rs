@@ -65,6 +65,11 @@ impl Program {
         kill(Pid::from_raw(self.child.id() as i32), signal).expect("it runs");
     }
 
+    /// Whether it has not ended.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().expect("a child").is_none()
+    }
+
     /// Ends it as Ctrl-C does, and waits for its end.
     pub fn interrupt(self) -> Ended {
         self.signal(Signal::SIGINT);
