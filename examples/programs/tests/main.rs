@@ -12,6 +12,7 @@ mod support;
 mod chaos;
 mod dns_filter;
 mod latency;
+mod namespace;
 mod pcapng;
 mod portknock;
 mod program;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         &chaos::TESTS,
         &dns_filter::TESTS,
         &latency::TESTS,
+        &namespace::TESTS,
         &pcapng::TESTS,
         &portknock::TESTS,
         &ratelimit::TESTS,
