@@ -9,6 +9,7 @@ mod kernel;
 #[path = "../../../tests/live/support.rs"]
 mod support;
 
+mod bridge_vlan;
 mod chaos;
 mod dns_filter;
 mod latency;
@@ -26,6 +27,7 @@ use harness::{Test, tests};
 
 fn main() -> ExitCode {
     let tests: [&[Test]; _] = [
+        &bridge_vlan::TESTS,
         &chaos::TESTS,
         &dns_filter::TESTS,
         &latency::TESTS,
