@@ -19,6 +19,7 @@ mod portknock;
 mod program;
 mod ratelimit;
 mod tls_sni;
+mod tokio_proxy;
 mod traffic;
 
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         &portknock::TESTS,
         &ratelimit::TESTS,
         &tls_sni::TESTS,
+        &tokio_proxy::TESTS,
     ];
     harness::main(&tests.concat())
 }
