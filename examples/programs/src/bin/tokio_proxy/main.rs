@@ -13,10 +13,11 @@
 //! An accepted connection belongs to the kernel from then on and does not come up any more (flow
 //! bypass). Of one that is not, each new attempt comes up; it is dropped without asking for
 //! `--remember`. No answer within `--timeout`, or no server, means `--on-failure`. At most
-//! `--concurrent` connections are held; then the queue waits, and what it cannot hold the kernel
-//! drops, or accepts with `--fail-open`. Connections that are older than this program pass.
+//! `--concurrent` connections are held; first packets beyond that are dropped, and TCP sends them
+//! again a second later. Connections that are older than this program pass.
 //!
 //! The program's own connection to the server has the mark 0x40000000, which the rule leaves out.
+//! The server's packets may come up, and are answered whatever else waits.
 //!
 //! To try it in a network namespace, with a server that takes half a second for each answer and
 //! lets nobody connect to port 81:
@@ -56,7 +57,7 @@ use lru::LruCache;
 use netfilterqueue::rules::{InstalledRules, Protocol};
 use netfilterqueue::tokio::AsyncQueue;
 use netfilterqueue::{
-    Error as QueueError, FlowBypass, FlowMarks, NotSent, Queue, RetainedPacket, Verdict,
+    Batch, Error as QueueError, FlowBypass, FlowMarks, Packet, Queue, RetainedPacket, Verdict,
 };
 use netfilterqueue_programs::{Lines, Options, Segment, Selection, Session};
 use policy::{Answer, Policy, Server};
@@ -69,8 +70,8 @@ const OWN: u32 = 0x4000_0000;
 /// What the kernel holds beyond the connections that are being asked about.
 const ROOM: u32 = 1024;
 
-/// A SYN with all its options and what the kernel says about it, with a margin.
-const BYTES_EACH: usize = 4096;
+/// As many packets as one system call receives.
+const BATCH: usize = 64;
 
 /// Most dropped connections that are remembered.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("more than none");
@@ -150,6 +151,7 @@ struct Proxy {
     bypass: Option<FlowBypass>,
     timeout: Duration,
     on_failure: Failure,
+    concurrent: NonZeroUsize,
     remember: Duration,
     /// Asked about at present: a SYN that is sent again meanwhile is not asked about again.
     pending: HashSet<Flow>,
@@ -165,6 +167,7 @@ struct Numbers {
     dropped: u64,
     failed: u64,
     repeated: u64,
+    put_off: u64,
     older: u64,
     unreadable: u64,
     most: usize,
@@ -173,11 +176,17 @@ struct Numbers {
 impl Proxy {
     /// Takes packets until a signal comes.
     async fn run(&mut self, queue: &mut AsyncQueue) -> Result<(), QueueError> {
+        let mut batch = Batch::new(BATCH);
         loop {
             tokio::select! {
                 Some(done) = self.tasks.join_next() => if let Ok(done) = done { self.note(done) },
-                packet = queue.next_packet() => match packet {
-                    Ok(packet) => self.take(packet),
+                received = queue.recv(&mut batch) => match received {
+                    Ok(_) => {
+                        for packet in &mut batch {
+                            self.take(packet);
+                        }
+                        batch.commit()?;
+                    }
                     Err(QueueError::Stopped) => return Ok(()),
                     Err(error) => return Err(error),
                 },
@@ -185,36 +194,54 @@ impl Proxy {
         }
     }
 
-    fn take(&mut self, packet: RetainedPacket) {
+    /// Only first packets are retained. The others must not wait for these: the server's answers
+    /// may be among them.
+    fn take(&mut self, packet: Packet<'_>) {
         let flow = match kind(packet.payload()) {
             Kind::First(flow) => flow,
             Kind::Later => {
                 self.numbers.older += 1;
-                return told(accept(packet, self.bypass));
+                match self.bypass {
+                    Some(bypass) => packet.accept_flow(bypass),
+                    None => packet.accept(),
+                };
+                return;
             }
             Kind::Unreadable => {
                 self.numbers.unreadable += 1;
-                return told(packet.verdict(Verdict::Drop));
+                packet.verdict(Verdict::Drop);
+                return;
             }
         };
         let is_dropped =
             self.dropped.get(&flow).is_some_and(|since| since.elapsed() < self.remember);
-        if is_dropped || !self.pending.insert(flow) {
+        if is_dropped || self.pending.contains(&flow) {
             self.numbers.repeated += 1;
-            return told(packet.verdict(Verdict::Drop));
+            packet.verdict(Verdict::Drop);
+        } else if self.pending.len() >= self.concurrent.get() {
+            self.numbers.put_off += 1;
+            packet.verdict(Verdict::Drop);
+        } else {
+            self.ask(flow, packet.retain().0);
         }
+    }
+
+    fn ask(&mut self, flow: Flow, packet: RetainedPacket) {
         let (policy, bypass) = (self.policy.clone(), self.bypass);
         let (patience, on_failure) = (self.timeout, self.on_failure);
         self.tasks.spawn(async move {
             let answer = timeout(patience, policy.ask(flow.0, flow.1)).await.ok().flatten();
             let outcome = answer.map_or(Outcome::Failed, Outcome::Answered);
-            told(match fate(outcome, on_failure) {
-                Answer::Accept => accept(packet, bypass),
+            let sent = match (fate(outcome, on_failure), bypass) {
+                (Answer::Accept, Some(bypass)) => packet.accept_flow(bypass),
+                (Answer::Accept, None) => packet.accept(),
                 // A flow that is dropped from its first packet on is not remembered by the kernel.
-                Answer::Drop => packet.verdict(Verdict::Drop),
-            });
+                (Answer::Drop, _) => packet.verdict(Verdict::Drop),
+            };
+            sent.unwrap_or_else(|not_sent| eprintln!("{not_sent}"));
             (flow, outcome)
         });
+        self.pending.insert(flow);
         self.numbers.most = self.numbers.most.max(self.pending.len());
     }
 
@@ -257,20 +284,6 @@ const fn fate(outcome: Outcome, on_failure: Failure) -> Answer {
     }
 }
 
-#[expect(clippy::result_large_err, reason = "a failure gives the packet back")]
-fn accept(packet: RetainedPacket, bypass: Option<FlowBypass>) -> Result<(), NotSent> {
-    match bypass {
-        Some(bypass) => packet.accept_flow(bypass),
-        None => packet.accept(),
-    }
-}
-
-fn told(sent: Result<(), NotSent>) {
-    if let Err(not_sent) = sent {
-        eprintln!("{not_sent}");
-    }
-}
-
 async fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let Arguments { options, concurrent, on_failure, .. } = arguments;
     let selection = Selection { protocol: Some(Protocol::TCP), ..arguments.selection.clone() };
@@ -284,7 +297,6 @@ async fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         rules.rule(rule).flow_bypass(FlowMarks::default())
     })?;
     let mut queue = AsyncQueue::new(queue)?;
-    queue.set_retained_limit(concurrent.get(), concurrent.get().saturating_mul(BYTES_EACH));
     let mut proxy = Proxy {
         policy: Policy::start(Server {
             address: arguments.server,
@@ -295,6 +307,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         bypass: rules.as_ref().and_then(InstalledRules::flow_bypass),
         timeout: arguments.timeout,
         on_failure: *on_failure,
+        concurrent: *concurrent,
         remember: arguments.remember,
         pending: HashSet::new(),
         dropped: LruCache::new(REMEMBERED),
@@ -321,10 +334,11 @@ async fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let lost = queue.queue().stats().lost;
     queue.close()?;
     served?;
-    let Numbers { accepted, dropped, failed, repeated, older, unreadable, most } = proxy.numbers;
+    let Numbers { accepted, dropped, failed, repeated, put_off, older, unreadable, most } =
+        proxy.numbers;
     proxy.lines.print(format_args!(
-        "{accepted} accepted, {dropped} dropped, {failed} failed; {repeated} repeated, \
-         {} older or late, {unreadable} unreadable, {lost} lost; at most {most} at a time",
+        "{accepted} accepted, {dropped} dropped, {failed} failed; {put_off} put off, \
+         {repeated} repeated, {} older or late, {unreadable} unreadable, {lost} lost; at most {most} at a time",
         older + late
     ));
     Ok(())
