@@ -5,13 +5,19 @@
     allow(clippy::unwrap_used, clippy::cast_precision_loss, clippy::cast_possible_truncation)
 )]
 
+mod domains;
+mod lines;
 mod options;
 mod packets;
 mod session;
+mod transport;
 
+pub use domains::{Domain, Domains, InvalidDomain};
+pub use lines::Lines;
 pub use options::{Options, Selection};
 pub use packets::{Endpoint, Flow, HEADERS};
 pub use session::{Session, Work};
+pub use transport::Segment;
 
 use std::error::Error;
 use std::io::{self, Write};

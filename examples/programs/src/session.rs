@@ -45,6 +45,8 @@ pub struct Session {
     pub queue: Queue,
     /// Its rules, unless somebody else has installed them.
     pub rules: Option<InstalledRules>,
+    /// Those at further hooks.
+    more_rules: Vec<InstalledRules>,
     last_act: LastAct,
 }
 
@@ -61,16 +63,40 @@ impl Session {
         queue: QueueBuilder,
         rules: impl FnOnce(Rules) -> Rules,
     ) -> Result<Self, Box<dyn Error>> {
+        let mut session = Self::bind(options, queue)?;
+        if !options.no_rule {
+            session.rules = Some(rules(Rules::new(options.hook)).install()?);
+        }
+        let source = if options.no_rule { "no rule is installed" } else { "its rule is installed" };
+        eprintln!("queue {} is bound, {source}; Ctrl-C ends", options.queue);
+        Ok(session)
+    }
+
+    /// As [`Session::open`], with rules at several hooks, whatever the options say. They must let
+    /// packets pass while nobody listens, because they are installed first: where the kernel lacks
+    /// `nft_queue`, the attempt to do without the xtables target makes it drop what waits in any
+    /// queue, so that the second rules would take away packets of the first.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::open`].
+    pub fn open_at_hooks(
+        options: &Options,
+        queue: QueueBuilder,
+        rules: Vec<Rules>,
+    ) -> Result<Self, Box<dyn Error>> {
+        let rules = rules.into_iter().map(Rules::install).collect::<Result<Vec<_>, _>>()?;
+        let mut session = Self::bind(options, queue)?;
+        session.more_rules = rules;
+        eprintln!("queue {} is bound, its rules are installed; Ctrl-C ends", options.queue);
+        Ok(session)
+    }
+
+    fn bind(options: &Options, queue: QueueBuilder) -> Result<Self, Box<dyn Error>> {
         let queue = queue.fail_open(options.fail_open).bind()?;
         let last_act = LastAct::default();
         stop_at_signals(queue.stop_handle(), last_act.clone())?;
-        let rules = match options.no_rule {
-            true => None,
-            false => Some(rules(Rules::new(options.hook)).install()?),
-        };
-        let source = if rules.is_some() { "its rule is installed" } else { "no rule is installed" };
-        eprintln!("queue {} is bound, {source}; Ctrl-C ends", options.queue);
-        Ok(Self { queue, rules, last_act })
+        Ok(Self { queue, rules: None, more_rules: Vec::new(), last_act })
     }
 
     /// Something to do before a second signal ends the program, for what the kernel does not clean
@@ -146,7 +172,7 @@ impl Session {
         mut judge: impl for<'p> FnMut(&mut W, Packet<'p>) -> Decided<'p>,
         end: impl FnOnce(&mut W),
     ) -> Result<Stats, Box<dyn Error>> {
-        if let Some(rules) = &mut self.rules {
+        for rules in self.rules.iter_mut().chain(&mut self.more_rules) {
             rules.pause()?;
         }
         self.queue.drain(|packet| judge(work, packet))?;

@@ -4,22 +4,43 @@
 
 #[path = "../../../tests/live/harness.rs"]
 mod harness;
+#[path = "../../../tests/live/kernel.rs"]
+mod kernel;
+#[path = "../../../tests/live/support.rs"]
+mod support;
 
+mod bridge_vlan;
 mod chaos;
+mod dns_filter;
 mod latency;
 mod monitor;
+mod namespace;
 mod pcapng;
+mod portknock;
 mod program;
 mod ratelimit;
 mod terminal;
+mod tls_sni;
+mod tokio_proxy;
 mod traffic;
 
 use std::process::ExitCode;
 
-use harness::Test;
+use harness::{Test, tests};
 
 fn main() -> ExitCode {
-    let tests: [&[Test]; 5] =
-        [&chaos::TESTS, &latency::TESTS, &monitor::TESTS, &pcapng::TESTS, &ratelimit::TESTS];
+    let tests: [&[Test]; 11] = [
+        &bridge_vlan::TESTS,
+        &chaos::TESTS,
+        &dns_filter::TESTS,
+        &latency::TESTS,
+        &monitor::TESTS,
+        &namespace::TESTS,
+        &pcapng::TESTS,
+        &portknock::TESTS,
+        &ratelimit::TESTS,
+        &tls_sni::TESTS,
+        &tokio_proxy::TESTS,
+    ];
     harness::main(&tests.concat())
 }
