@@ -1,4 +1,4 @@
-//! What was done to a packet besides its verdict.
+//! All that a program can change about a packet, kept until its verdict leaves.
 
 use netfilterqueue_protocol::attribute;
 use netfilterqueue_protocol::conntrack::ConntrackChange;

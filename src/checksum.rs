@@ -91,6 +91,7 @@ pub(crate) fn finishes(headers: &Headers, packet: &[u8]) -> bool {
 }
 
 /// How far [`complete`] got.
+#[must_use = "it says whether the packet is right now"]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Completion {

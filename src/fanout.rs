@@ -41,6 +41,7 @@ use crate::sync::Shared;
 /// connection come to one thread (`rules::Rule::queues`, iptables' `--queue-balance`), or by the
 /// processor that handles them (`rules::Rule::cpu_fanout`, `--queue-cpu-fanout`).
 #[derive(Debug)]
+#[must_use = "queues that are dropped give their numbers back"]
 pub struct Fanout {
     /// At least one.
     queues: Vec<Queue>,
@@ -75,7 +76,6 @@ impl Fanout {
     /// The queues, in the order of their numbers if [`bind_fanout`] has made them.
     ///
     /// [`bind_fanout`]: crate::QueueBuilder::bind_fanout
-    #[must_use]
     pub fn queues(&self) -> &[Queue] {
         &self.queues
     }

@@ -74,9 +74,11 @@ pub mod tokio;
 mod verdicts;
 
 pub use netfilterqueue_protocol as protocol;
+pub use netfilterqueue_protocol::attribute::Attribute;
 pub use netfilterqueue_protocol::config::{ConfigFlags, CopyMode, FlagChange};
 pub use netfilterqueue_protocol::conntrack;
-pub use netfilterqueue_protocol::packet::{SkbInfo, Timestamp, Vlan};
+pub use netfilterqueue_protocol::error::EncodeError;
+pub use netfilterqueue_protocol::packet::{PacketMessage, SkbInfo, Timestamp, Vlan};
 pub use netfilterqueue_protocol::verdict::Verdict;
 
 pub use batch::{Batch, Packets};
@@ -104,6 +106,7 @@ const _: () = {
     send::<Queue>();
     send::<Fanout>();
     send::<Batch>();
+    send::<Packet<'_>>();
     send::<RetainedPacket>();
     sync::<RetainedPacket>();
     send::<StopHandle>();
@@ -116,6 +119,8 @@ const _: () = {
     sync::<Error>();
     #[cfg(feature = "rules")]
     send::<rules::InstalledRules>();
+    #[cfg(feature = "rules")]
+    sync::<rules::InstalledRules>();
     #[cfg(feature = "tokio")]
     send::<tokio::AsyncQueue>();
 };

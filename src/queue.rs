@@ -30,6 +30,7 @@ use crate::stop::StopHandle;
 /// Dropping it gives the numbers back; the kernel drops the packets that wait in them.
 /// [`Queue::close`] does the same and reports errors; [`Queue::drain`] judges them first.
 #[derive(Debug)]
+#[must_use = "a queue that is dropped gives its numbers back"]
 pub struct Queue {
     pub(crate) binding: Arc<Binding>,
     control: Control,

@@ -1,4 +1,4 @@
-//! What can be wrong with bytes that were received.
+//! What can be wrong with bytes that were received, and with what is to be written.
 
 use thiserror::Error;
 

@@ -8,6 +8,8 @@
 //! verdict, and repeats both when it refuses one. The encoders therefore write the packet id and
 //! the queue number there: a refusal names its packet even when the request itself is not echoed.
 
+use std::fmt;
+
 use byteorder::{BigEndian, ByteOrder};
 
 use crate::attribute::{self, Attribute, HEADER_LEN, MAX_VALUE_LEN};
@@ -17,7 +19,7 @@ use crate::error::{EncodeError, ParseError};
 use crate::message::{ATTRIBUTES_OFFSET, Header, Message, Nfgenmsg, state_length};
 use crate::packet::Vlan;
 
-/// What becomes of a packet.
+/// What becomes of a packet: all that the kernel has, so none will be added.
 ///
 /// There is no `NF_STOLEN`: the kernel refuses it from userspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,6 +41,20 @@ pub enum Verdict {
         /// `false` drops it.
         bypass: bool,
     },
+}
+
+/// As nft names it: `accept`, `queue to 3 bypass`.
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Accept => f.write_str("accept"),
+            Self::Drop => f.write_str("drop"),
+            Self::Repeat => f.write_str("repeat"),
+            Self::Stop => f.write_str("stop"),
+            Self::Queue { number, bypass: false } => write!(f, "queue to {number}"),
+            Self::Queue { number, bypass: true } => write!(f, "queue to {number} bypass"),
+        }
+    }
 }
 
 impl Verdict {

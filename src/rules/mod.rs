@@ -124,9 +124,9 @@ mod transaction;
 pub use self::install::Rules;
 pub use self::installed::InstalledRules;
 pub use self::rule::Rule;
-pub use crate::flow::{FlowBypass, FlowMarks};
-pub use crate::hook::{Family, Hook};
-pub use crate::ip::Protocol;
+// What rules are made of, too; their pages are at the root.
+#[doc(no_inline)]
+pub use crate::{Family, FlowBypass, FlowMarks, Hook, Protocol};
 
 /// What the kernel queues with. Both do the same to packets; they look different in `nft list
 /// ruleset`.

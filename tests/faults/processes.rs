@@ -172,7 +172,7 @@ fn a_child_inherits_no_descriptor(_: &Namespace) {
     // And so they keep neither the numbers nor the rules.
     drop((queue, adopted, rules));
     for number in [1, 2] {
-        Queue::builder(number).bind().expect("the number is free");
+        drop(Queue::builder(number).bind().expect("the number is free"));
     }
     let udp = UdpPair::new(V4);
     udp.send(b"passes");

@@ -85,7 +85,7 @@ fn the_queue_of_another_process_is_refused_and_undisturbed(_: &Namespace) {
     let told = note_all(&ledger, worker.finish());
     assert_eq!(told_stats(&told[0]), [traffic.sent(), 0, traffic.sent(), 0, 0]);
     traffic.settle(&ledger, Counted::default());
-    Queue::builder(1).bind().expect("free when the other has gone");
+    drop(Queue::builder(1).bind().expect("free when the other has gone"));
 }
 
 /// The same, seen by the owner, while it judges.

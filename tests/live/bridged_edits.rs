@@ -262,7 +262,7 @@ fn filling_of_short_frames_is_not_data(namespace: &Namespace) {
             } else {
                 data_mut(packet.payload_mut().unwrap())[0] = b'Y';
             }
-            packet.complete().expect("it is IP and edited");
+            drop(packet.complete().expect("it is IP and edited"));
             assert_eq!(packet.payload().len(), FILLED);
             assert_eq!(packet.payload()[2..4], [0, 29], "the total length is without the filling");
         });

@@ -248,7 +248,7 @@ fn queue_stays_in_the_namespace_of_its_binding(_: &Namespace) {
         other.set_max_len(10).expect("still bound");
     });
     rules.remove().expect("rules");
-    Queue::builder(1).bind().expect("the number here is free");
+    drop(Queue::builder(1).bind().expect("the number here is free"));
 }
 
 fn handles_may_be_dropped_in_another_namespace(_: &Namespace) {
@@ -262,5 +262,5 @@ fn handles_may_be_dropped_in_another_namespace(_: &Namespace) {
     assert_eq!(udp.receive_all(2).len(), 2, "the default verdict went home");
     udp.send(&[2]);
     elsewhere.run(move || drop(queue));
-    Queue::builder(1).bind().expect("the number is free at once");
+    drop(Queue::builder(1).bind().expect("the number is free at once"));
 }

@@ -194,7 +194,7 @@ fn a_queue_elsewhere_works_from_here(_: &Namespace) {
     there_udp.send(b"unqueued");
     assert_eq!(there_udp.receive(), b"unqueued");
     there.close().unwrap();
-    namespace.run(|| Queue::builder(1).bind()).unwrap().unwrap();
+    drop(namespace.run(|| Queue::builder(1).bind()).unwrap().unwrap());
 }
 
 fn kernel_counters_are_those_of_the_queues_namespace(_: &Namespace) {
@@ -291,15 +291,15 @@ fn a_duplicate_does_not_keep_the_number(_: &Namespace) {
         } else {
             drop(queue);
         }
-        Queue::builder(1).bind().expect("the number is free");
+        drop(Queue::builder(1).bind().expect("the number is free"));
     }
     // Nor do numbers that were bound before another one failed.
     let taken = Queue::builder(4).bind().unwrap();
     let error = Queue::builder(2..=5).bind_on(duplicate()).unwrap_err();
     assert!(matches!(error, Error::QueueTaken { queue: 4, .. }), "{error:?}");
-    Queue::builder([2, 3, 5]).bind().expect("the others are free");
+    drop(Queue::builder([2, 3, 5]).bind().expect("the others are free"));
     drop(taken);
-    Queue::builder(2..=5).bind_on(duplicate()).unwrap();
+    drop(Queue::builder(2..=5).bind_on(duplicate()).unwrap());
 }
 
 fn what_is_no_netfilter_socket_is_refused(_: &Namespace) {
@@ -413,7 +413,7 @@ fn what_an_earlier_user_of_the_socket_left_is_given_up(_: &Namespace) {
     let error = Queue::builder(2).bind().unwrap_err();
     assert!(matches!(error, Error::QueueTaken { queue: 2, .. }), "still bound: {error:?}");
     drop(Queue::builder(2).bind_on(socket).unwrap());
-    Queue::builder(2).bind().expect("it is free now");
+    drop(Queue::builder(2).bind().expect("it is free now"));
 }
 
 fn an_overrun_of_a_socket_that_reports_it_is_survived(_: &Namespace) {

@@ -56,11 +56,11 @@ fn taken_queue_is_named_and_goes_on(_: &Namespace) {
         assert!(matches!(error, Error::QueueTaken { queue: 7, .. }), "{error:?}");
         assert!(error.to_string().contains("queue 7 is taken"), "{error}");
     }
-    Queue::builder(8).bind().expect("another number is free");
+    drop(Queue::builder(8).bind().expect("another number is free"));
     udp.send(&[1]);
     assert_works_after_first(&mut first, &udp);
     drop(first);
-    Queue::builder(7).bind().expect("free now");
+    drop(Queue::builder(7).bind().expect("free now"));
 }
 
 /// The number's owner gets its packets, with the configuration it made.
@@ -82,7 +82,7 @@ fn binding_without_the_capability_says_so(_: &Namespace) {
             assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
         }
     });
-    Queue::builder(8).bind().expect("the capability is back");
+    drop(Queue::builder(8).bind().expect("the capability is back"));
     drop(owner);
 }
 
@@ -122,7 +122,7 @@ fn closing_without_the_capability_is_reported(_: &Namespace) {
     let error = without_capability(|| queue.close()).unwrap_err();
     let is_told = matches!(error, Error::NoCapability { operation: Operation::Unbind, .. });
     assert!(is_told, "{error:?}");
-    Queue::builder(1).bind().expect("closed all the same, with its socket");
+    drop(Queue::builder(1).bind().expect("closed all the same, with its socket"));
 }
 
 /// The kernel refuses a whole datagram and says so once, about its first message. The packets count

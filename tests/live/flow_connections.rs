@@ -98,7 +98,7 @@ fn an_accepted_connection_stays_in_the_kernel(router: &Namespace) {
     for address in [SERVER_V4, SERVER_V6] {
         expect_connection_to_pass(&judge, || connection(&peers.client, &peers.server, address));
     }
-    judge.judging.finish();
+    drop(judge.judging.finish());
 }
 
 fn an_accepted_connection_on_loopback_stays_in_the_kernel(host: &Namespace) {
@@ -108,7 +108,7 @@ fn an_accepted_connection_on_loopback_stays_in_the_kernel(host: &Namespace) {
     for address in [V4, V6] {
         expect_connection_to_pass(&judge, || connection(host, host, address));
     }
-    judge.judging.finish();
+    drop(judge.judging.finish());
 }
 
 fn expect_connection_to_pass(judge: &OneDecision, connection: impl Fn() -> (TcpStream, TcpStream)) {
@@ -161,7 +161,7 @@ fn a_dropped_connection_stays_in_the_kernel(router: &Namespace) {
         transfer(&mut other, &mut other_end, b"allowed");
         assert!(judge.seen() > before + 1, "the other connection comes up");
     }
-    judge.judging.finish();
+    drop(judge.judging.finish());
 }
 
 fn flows_older_than_the_rules_take_part(router: &Namespace) {
@@ -184,5 +184,5 @@ fn flows_older_than_the_rules_take_part(router: &Namespace) {
     transfer(&mut client, &mut server, &vec![1; 100_000]);
     assert!(judge.is_made());
     assert_eq!(judge.seen(), 1, "nothing else of the connection came up");
-    judge.judging.finish();
+    drop(judge.judging.finish());
 }

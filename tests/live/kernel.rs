@@ -130,7 +130,7 @@ pub fn bind_with_conntrack(builder: QueueBuilder) -> Option<Queue> {
     match builder.clone().conntrack(true).bind() {
         Err(error @ Error::FlagsRefused { flags: ConfigFlags::CONNTRACK, .. }) => {
             assert!(!supported.contains(ConfigFlags::CONNTRACK), "{supported}");
-            builder.bind().expect("the queue without the flag");
+            drop(builder.bind().expect("the queue without the flag"));
             lacks("conntrack", error);
             None
         }

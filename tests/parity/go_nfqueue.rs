@@ -54,7 +54,7 @@ fn parity_go_cancel_does_not_hang(_: &Namespace) {
     let (kept, _) = batch.iter_mut().next().unwrap().retain();
     queue.close().unwrap();
     drop(kept);
-    Queue::builder(100).bind().expect("nothing of it is left");
+    drop(Queue::builder(100).bind().expect("nothing of it is left"));
 }
 
 fn parity_go_one_udp_datagram_intact(_: &Namespace) {

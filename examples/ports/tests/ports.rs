@@ -73,7 +73,7 @@ fn print_and_accept_ends_at_an_interrupt(_: &Namespace) {
         port.signal(Signal::SIGINT);
         assert_eq!(port.line(), "", "the line that the terminal's ^C is on is ended");
         assert!(port.end().success());
-        Queue::builder(1).bind().expect("the queue was given back");
+        drop(Queue::builder(1).bind().expect("the queue was given back"));
     }
     let port = Port::start(PRINT_AND_ACCEPT, &["1"]);
     let _rules = queue_udp(1);
@@ -149,7 +149,7 @@ fn go_nfqueue_ends_when_its_time_is_up(_: &Namespace) {
     let port = Port::start(GO_NFQUEUE, &["100", "1"]);
     assert!(port.end().success());
     port.expect_no_line();
-    Queue::builder(100).bind().expect("the queue was given back");
+    drop(Queue::builder(100).bind().expect("the queue was given back"));
 }
 
 /// Reads what the program says before its first packet.
