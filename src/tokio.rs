@@ -77,10 +77,11 @@
 //! # The runtime
 //!
 //! It needs I/O and timers ([`enable_all`], as `#[tokio::main]` has it). Every packet uses up one
-//! unit of its task's [budget](tokio::task::coop), so that under a flood the other tasks of the
-//! same thread go on after 128 packets at most; a closure that takes long delays them, as any code
-//! between two awaits. While other tasks keep the thread, packets wait in the socket's receive
-//! buffer and in the kernel's queue, whose sizes say how long that may last.
+//! unit of its task's [budget](tokio::task::coop), which tokio sets to 128: under a flood the other
+//! tasks of the same thread go on after so many, and what its last batch holds beyond. A closure
+//! that takes long delays them, as any code between two awaits. While other tasks keep the thread,
+//! packets wait in the socket's receive buffer and in the kernel's queue, whose sizes say how long
+//! that may last.
 //!
 //! Deadlines of retained packets pass only while one of the futures here is awaited, and so do the
 //! things that [`Queue::next_deadline`] tells of: receiving is what sees to them.
@@ -165,7 +166,7 @@ impl AsyncQueue {
     ///
     /// If the runtime was made without I/O or without timers
     /// ([`Builder::enable_all`](tokio::runtime::Builder::enable_all) has both).
-    pub fn new(mut queue: Queue) -> Result<Self, Error> {
+    pub fn new(queue: Queue) -> Result<Self, Error> {
         if Handle::try_current().is_err() {
             return Err(Error::InvalidQueue(
                 "there is no tokio runtime here; call AsyncQueue::new in one of its tasks, or after Runtime::enter",
@@ -175,8 +176,6 @@ impl AsyncQueue {
         let sleep = Box::pin(sleep(RETRY_AFTER));
         let packets = register(Source(Arc::clone(&queue.binding)))?;
         let wake = register(queue.stop_handle())?;
-        // What waits already may have been announced before.
-        queue.drained = false;
         let limit = Limit { packets: u64::MAX, bytes: RETAINED_BYTES as u64 };
         Ok(Self { packets, wake, sleep, queue, single: None, limit })
     }

@@ -47,7 +47,6 @@ impl Filter {
     }
 
     /// Takes it apart for an event loop that wants the queues for itself.
-    #[must_use]
     pub fn into_parts(self) -> ([Queue; 2], InstalledRules) {
         (self.queues, self.rules)
     }
@@ -71,7 +70,7 @@ impl Filter {
 pub fn finish(queues: [Queue; 2], mut rules: InstalledRules) -> Result<(), Box<dyn Error>> {
     rules.pause()?;
     for mut queue in queues {
-        queue.drain(|packet| judge(packet))?;
+        queue.drain(judge)?;
         println!(
             "queue {}: {} packets",
             queue.numbers().next().unwrap_or(0),
@@ -83,6 +82,7 @@ pub fn finish(queues: [Queue; 2], mut rules: InstalledRules) -> Result<(), Box<d
 }
 
 /// Drops what is forbidden.
+#[expect(clippy::must_use_candidate, reason = "only a closure needs the proof")]
 pub fn judge(packet: Packet<'_>) -> Decided<'_> {
     const FORBIDDEN: &[u8] = b"forbidden";
     if packet.payload().windows(FORBIDDEN.len()).any(|window| window == FORBIDDEN) {

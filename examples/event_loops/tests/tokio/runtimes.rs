@@ -146,6 +146,18 @@ fn a_stop_before_the_wait_counts(_: &Namespace) {
     assert_eq!(udp.receive_all(1), [[1]]);
 }
 
+/// Does something that blocks in another thread, while something waits that nothing else wakes.
+async fn while_it_waits<T: Send + 'static>(
+    what: impl Future,
+    elsewhere: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    tokio::select! {
+        biased;
+        result = tokio::task::spawn_blocking(elsewhere) => result.unwrap(),
+        _ = what => panic!("it has to wait"),
+    }
+}
+
 fn a_deadline_passes_while_packets_are_awaited(_: &Namespace) {
     let queue = Queue::builder(1).on_undecided(Verdict::Accept).bind().unwrap();
     let _rules = queue_udp(1);
@@ -155,8 +167,8 @@ fn a_deadline_passes_while_packets_are_awaited(_: &Namespace) {
         udp.send(&[1]);
         let mut held = soon(queue.next_packet()).await.unwrap();
         held.set_deadline(Some(Instant::now() + Duration::from_millis(30)));
-        must_wait(queue.recv(&mut Batch::new(1))).await;
-        assert_eq!(udp.receive(), [1], "it has the default verdict");
+        let arrived = while_it_waits(queue.recv(&mut Batch::new(1)), move || udp.receive()).await;
+        assert_eq!(arrived, [1], "it has the default verdict");
         assert!(matches!(held.accept().unwrap_err().error, Error::Expired));
     });
 }
@@ -172,13 +184,19 @@ fn a_nearer_deadline_wakes_the_wait(_: &Namespace) {
         let mut far = soon(queue.next_packet()).await.unwrap();
         let mut near = soon(queue.next_packet()).await.unwrap();
         far.set_deadline(Some(Instant::now() + 100 * SOON));
-        let mut batch = Batch::new(1);
-        let set = later(|| near.set_deadline(Some(Instant::now() + Duration::from_millis(10))));
-        tokio::join!(must_wait(queue.recv(&mut batch)), set);
+        must_wait(queue.recv(&mut Batch::new(1))).await;
+        let arrived = while_it_waits(queue.recv(&mut Batch::new(1)), move || {
+            std::thread::sleep(QUIET / 5);
+            near.set_deadline(Some(Instant::now() + QUIET / 5));
+            let arrived = udp.receive();
+            assert!(matches!(near.accept().unwrap_err().error, Error::Expired));
+            arrived
+        })
+        .await;
+        assert_eq!(arrived, [2]);
         assert_eq!(queue.queue().stats().expired, 1);
         far.verdict(Verdict::Drop).unwrap();
     });
-    assert_eq!(udp.receive_all(1), [[2]]);
 }
 
 fn packets_kept_while_reconfiguring_do_not_wait(_: &Namespace) {
@@ -209,7 +227,9 @@ fn packets_kept_while_reconfiguring_do_not_wait(_: &Namespace) {
 
 /// A task that is polled again and again would keep the processor busy.
 fn nothing_wakes_a_queue_without_a_reason(_: &Namespace) {
-    let (queue, _rules, udp) = set_up();
+    let queue = Queue::builder(1).on_undecided(Verdict::Accept).bind().unwrap();
+    let _rules = queue_udp(1);
+    let udp = UdpPair::new(V4);
     one_thread().block_on(async {
         let mut queue = AsyncQueue::new(queue).unwrap();
         let stop = queue.stop_handle();
@@ -220,7 +240,20 @@ fn nothing_wakes_a_queue_without_a_reason(_: &Namespace) {
         judge(&mut batch, Verdict::Accept);
         stop.stop();
         assert!(matches!(soon(queue.recv(&mut batch)).await, Err(Error::Stopped)));
-        must_wait(queue.recv(&mut batch)).await;
+        let (result, ()) = tokio::join!(soon(queue.recv(&mut batch)), later(|| stop.stop()));
+        assert!(matches!(result, Err(Error::Stopped)), "{result:?}");
+        let mut held = {
+            udp.send(&[3]);
+            soon(queue.next_packet()).await.unwrap()
+        };
+        // From another thread, so that the wait is woken by it.
+        let _held = while_it_waits(queue.recv(&mut batch), move || {
+            std::thread::sleep(QUIET / 5);
+            held.set_deadline(Some(Instant::now() + QUIET / 5));
+            std::thread::sleep(QUIET);
+            held
+        })
+        .await;
         let mut polls = 0;
         let waiting = poll_fn(|cx| {
             polls += 1;
@@ -232,7 +265,7 @@ fn nothing_wakes_a_queue_without_a_reason(_: &Namespace) {
         must_wait(queue.recv(&mut batch)).await;
         assert_eq!(queue.queue().stats().receive_calls, calls, "the socket is known to be empty");
     });
-    udp.receive_all(3);
+    udp.receive_all(4);
 }
 
 fn a_queue_that_is_given_back_works_as_before(_: &Namespace) {

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::accounts::{Counted, Fate, Ledger, Traffic, balance, number};
 use crate::kernel::untested;
-use crate::support::{QUIET, queue_udp};
+use crate::support::{QUIET, SOON, queue_udp};
 use crate::{Test, faults, soon, two_threads};
 
 pub const TESTS: [Test; 4] = faults![
@@ -162,10 +162,19 @@ fn verdicts_handed_over_are_sent_by_the_wait(_: &Namespace) {
             thread::sleep(QUIET / 2);
             without_memory(&handle, async move { drop(held) })
         });
-        // Each tries for 50 ms to send its own.
-        timeout(Duration::from_millis(150 + 60 * PACKETS as u64), queue.recv(&mut Batch::new(1)))
-            .await
-            .unwrap_err();
+        // Each tries for 50 ms to send its own. It is awaited all the time, and sends what it is
+        // given.
+        let stats = queue.queue().stats_handle();
+        let mut batch = Batch::new(1);
+        let answered = async {
+            while stats.stats().answered < PACKETS as u64 {
+                tokio::time::sleep(QUIET / 10).await;
+            }
+        };
+        tokio::select! {
+            result = queue.recv(&mut batch) => panic!("nothing was sent: {result:?}"),
+            result = timeout(6 * SOON, answered) => result.expect("all are answered"),
+        }
         dropping.join().unwrap();
         let stats = queue.queue().stats();
         assert_eq!((stats.answered, stats.held), (PACKETS as u64, 0), "{stats:?}");
