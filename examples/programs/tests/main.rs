@@ -11,6 +11,7 @@ mod monitor;
 mod pcapng;
 mod program;
 mod ratelimit;
+mod session;
 mod terminal;
 mod traffic;
 
@@ -19,7 +20,13 @@ use std::process::ExitCode;
 use harness::Test;
 
 fn main() -> ExitCode {
-    let tests: [&[Test]; 5] =
-        [&chaos::TESTS, &latency::TESTS, &monitor::TESTS, &pcapng::TESTS, &ratelimit::TESTS];
+    let tests: [&[Test]; 6] = [
+        &chaos::TESTS,
+        &latency::TESTS,
+        &monitor::TESTS,
+        &pcapng::TESTS,
+        &ratelimit::TESTS,
+        &session::TESTS,
+    ];
     harness::main(&tests.concat())
 }
