@@ -20,6 +20,9 @@
 //!     kill -INT %2; wait %2; kill %1'
 //! ```
 //!
+//! Kernels since 7.2 take damaged packets (`--corrupt`) back only in the initial user namespace, and
+//! drop them elsewhere, without an error.
+//!
 //! Packets are taken as they are on the wire (GSO off): a super-packet of 40 segments would be lost
 //! or held as one.
 
