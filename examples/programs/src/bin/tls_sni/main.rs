@@ -22,7 +22,7 @@
 //!
 //! ```text
 //! cargo build --release -p netfilterqueue-programs
-//! unshare -rn sh
+//! unshare -rn bash
 //! ip link set lo up
 //! openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=test -keyout /tmp/k -out /tmp/c 2>/dev/null
 //! openssl s_server -quiet -accept 443 -cert /tmp/c -key /tmp/k -www &
