@@ -13,11 +13,14 @@ mod bridge_vlan;
 mod chaos;
 mod dns_filter;
 mod latency;
+mod monitor;
 mod namespace;
 mod pcapng;
 mod portknock;
 mod program;
 mod ratelimit;
+mod session;
+mod terminal;
 mod tls_sni;
 mod tokio_proxy;
 mod traffic;
@@ -32,10 +35,12 @@ fn main() -> ExitCode {
         &chaos::TESTS,
         &dns_filter::TESTS,
         &latency::TESTS,
+        &monitor::TESTS,
         &namespace::TESTS,
         &pcapng::TESTS,
         &portknock::TESTS,
         &ratelimit::TESTS,
+        &session::TESTS,
         &tls_sni::TESTS,
         &tokio_proxy::TESTS,
     ];
