@@ -90,7 +90,7 @@ impl Tagger {
         let old = packet.vlan();
         let new = self.tags.change(old, from.as_deref());
         if !self.quiet {
-            let name = |port: Option<Arc<str>>| port.map_or_else(|| "?".into(), |name| name);
+            let name = |port: Option<Arc<str>>| port.unwrap_or_else(|| "?".into());
             let way = format!("{} → {}", name(from), name(to));
             let contents = contents(&packet);
             match new {
