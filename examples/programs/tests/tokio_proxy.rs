@@ -40,7 +40,7 @@ impl Server {
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let noted = Arc::clone(&noted);
-                thread::spawn(move || converse(stream, answer, delay, &noted));
+                thread::spawn(move || converse(&stream, answer, delay, &noted));
             }
         });
         Self { address, asked }
@@ -52,7 +52,7 @@ impl Server {
 }
 
 fn converse(
-    stream: TcpStream,
+    stream: &TcpStream,
     answer: fn(&str) -> Option<&'static str>,
     delay: Duration,
     noted: &Mutex<Vec<String>>,
