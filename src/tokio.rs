@@ -336,7 +336,6 @@ impl AsyncQueue {
     }
 
     /// The queue itself, for its counters and settings.
-    #[must_use]
     pub const fn queue(&self) -> &Queue {
         &self.queue
     }
@@ -348,7 +347,6 @@ impl AsyncQueue {
     }
 
     /// Gives the queue back, which the runtime knows no more. No packet is lost.
-    #[must_use]
     pub fn into_inner(self) -> Queue {
         self.queue
     }

@@ -1,5 +1,6 @@
 //! Changes of frames that cross a bridge: VLAN tags, link-layer headers, bytes.
 
+use netfilterqueue::checksum::Completion;
 use netfilterqueue::rules::{Hook, InstalledRules};
 use netfilterqueue::{EditError, EditMode, Queue};
 use netfilterqueue_netns::Namespace;
@@ -262,7 +263,7 @@ fn filling_of_short_frames_is_not_data(namespace: &Namespace) {
             } else {
                 data_mut(packet.payload_mut().unwrap())[0] = b'Y';
             }
-            drop(packet.complete().expect("it is IP and edited"));
+            assert_eq!(packet.complete(), Some(Completion::Everything), "it is IP and edited");
             assert_eq!(packet.payload().len(), FILLED);
             assert_eq!(packet.payload()[2..4], [0, 29], "the total length is without the filling");
         });

@@ -153,7 +153,7 @@ fn filters_and_ends_without_loss(path: &str) {
         assert!(said.contains("queue 1: 251 packets"), "{said:?}");
         assert!(said.contains("queue 2: 251 packets"), "{said:?}");
         for number in [1, 2] {
-            Queue::builder(number).bind().expect("the number is free");
+            drop(Queue::builder(number).bind().expect("the number is free"));
         }
         // Neither rules nor queues are left: what is forbidden passes, and so does the rest.
         udp[0].send(b"forbidden");

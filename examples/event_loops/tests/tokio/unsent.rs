@@ -132,8 +132,8 @@ fn a_run_that_is_stopped_tells_what_it_could_not_send(_: &Namespace) {
     };
     let Some(result) = without_memory(runtime.handle(), run) else { return };
     let error = result.unwrap_err();
-    let Error::System { source, .. } = &error else { panic!("{error:?}") };
-    assert_eq!(source.raw_os_error(), Some(Errno::ENOBUFS as i32), "not as if all were well");
+    let Error::System { error: reason, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(reason.raw_os_error(), Some(Errno::ENOBUFS as i32), "not as if all were well");
     let drain = async { timeout(Duration::from_secs(3), queue.drain(|_| panic!("judged"))).await };
     // It gives up after two seconds.
     let result = without_memory(runtime.handle(), drain).unwrap().unwrap();

@@ -1,9 +1,8 @@
 //! How the queue is: what comes and what is lost, by its own counters and the kernel's.
 
-use std::io;
 use std::time::{Duration, Instant};
 
-use netfilterqueue::{KernelStats, Stats, StatsHandle};
+use netfilterqueue::{Error, KernelStats, Stats, StatsHandle};
 
 use crate::flows::per_second;
 
@@ -56,7 +55,7 @@ impl Health {
         before: &Stats,
         stats: Stats,
         elapsed: Duration,
-        kernel: io::Result<Vec<KernelStats>>,
+        kernel: Result<Vec<KernelStats>, Error>,
     ) -> Self {
         let losses = |stats: &Stats| stats.lost + stats.truncated + stats.malformed;
         Self {
@@ -88,8 +87,7 @@ mod tests {
         let health = Health::between(&stats(10, 1), stats(30, 4), 2 * second, Ok(vec![kernel]));
         assert_eq!((health.rate, health.losing), (10, 3));
         assert!(matches!(health.kernel, Kernel::Says(kernel) if kernel.queue_dropped == 5));
-        let forbidden = Err(io::ErrorKind::PermissionDenied.into());
-        let health = Health::between(&stats(0, 0), stats(0, 0), second, forbidden);
+        let health = Health::between(&stats(0, 0), stats(0, 0), second, Err(Error::Closed));
         assert!(matches!(health.kernel, Kernel::Silent));
     }
 }
