@@ -7,6 +7,7 @@ use std::io;
 /// An error number of the kernel's on this processor (`asm/errno.h`), positive, as it answers a
 /// request with it. Any number can come; those that nfnetlink answers with have names here.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(clippy::exhaustive_structs, reason = "a number of the kernel's, whatever it is")]
 pub struct Errno(
     /// The number.
     pub i32,

@@ -9,6 +9,7 @@ use thiserror::Error;
 /// A place on a packet's way through the kernel, an `NF_INET_*` number (`linux/netfilter.h`). The
 /// bridge family has the same numbers for the same places on a bridged frame's way (`NF_BR_*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(clippy::exhaustive_structs, reason = "a number of the kernel's, whatever it is")]
 pub struct Hook(
     /// The number.
     pub u8,
@@ -44,6 +45,7 @@ impl Hook {
 
 /// Which packets a hook sees, an `NFPROTO_*` number (`linux/netfilter.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(clippy::exhaustive_structs, reason = "a number of the kernel's, whatever it is")]
 pub struct Family(
     /// The number.
     pub u8,

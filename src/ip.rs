@@ -17,6 +17,7 @@ pub(crate) const IPV6_HEADER_LEN: usize = 40;
 /// A protocol number of the IP header (IPv4 `protocol`, IPv6 the last `next header`), as IANA
 /// assigns them. Any number can be given: `Protocol(47)` is GRE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_structs, reason = "a number of the kernel's, whatever it is")]
 pub struct Protocol(
     /// The number.
     pub u8,

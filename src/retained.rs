@@ -264,6 +264,7 @@ impl fmt::Display for RetainedPacket {
 /// unless its queue is closed or its deadline has passed.
 #[derive(Debug, thiserror::Error)]
 #[error("the verdict on packet {} was not sent: {error}", packet.id())]
+#[expect(clippy::exhaustive_structs, reason = "to be taken apart")]
 pub struct NotSent {
     /// The packet, as it was.
     pub packet: RetainedPacket,

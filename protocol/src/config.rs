@@ -57,6 +57,7 @@ impl Command {
 /// `NFQNL_COPY_NONE` is left out on purpose: in that mode the kernel *drops* every packet of the
 /// queue, without counting it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "all that the kernel has")]
 pub enum CopyMode {
     /// Attributes only, no bytes of the packet (`NFQNL_COPY_META`).
     Meta,
@@ -100,6 +101,7 @@ impl CopyMode {
 
 /// A set of `NFQA_CFG_F_*` flags.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[expect(clippy::exhaustive_structs, reason = "a number of the kernel's, whatever it is")]
 pub struct ConfigFlags(pub u32);
 
 impl ConfigFlags {
@@ -133,6 +135,10 @@ bit_set!(ConfigFlags);
 
 /// A request to configure a queue. What is `None` stays as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "filled in with `..`; a new attribute of the kernel's makes a new minor version"
+)]
 pub struct ConfigMessage {
     /// The queue number.
     pub queue: u16,
@@ -150,6 +156,7 @@ pub struct ConfigMessage {
 
 /// Which flags to change and to what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "a value and its mask")]
 pub struct FlagChange {
     /// The flags that change.
     pub mask: ConfigFlags,

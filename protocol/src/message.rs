@@ -163,6 +163,7 @@ impl<'a> Iterator for Messages<'a> {
 
 /// `struct nfgenmsg`, the header of every nfnetlink message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "a struct of the kernel's")]
 pub struct Nfgenmsg {
     /// `NFPROTO_*` family of the packet; not looked at by the kernel in requests.
     pub family: u8,

@@ -23,6 +23,7 @@ use crate::packet::Vlan;
 ///
 /// There is no `NF_STOLEN`: the kernel refuses it from userspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "all that the kernel has")]
 pub enum Verdict {
     /// The packet goes on with the next hook (`NF_ACCEPT`).
     Accept,
@@ -98,6 +99,10 @@ impl Verdict {
 
 /// The verdict on one packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "filled in with `..`; a new attribute of the kernel's makes a new minor version"
+)]
 pub struct VerdictMessage<'a> {
     /// The queue number.
     pub queue: u16,
@@ -245,6 +250,10 @@ impl<'a> VerdictMessage<'a> {
 /// It applies to packets that were received and not yet answered, and to those that wait unread in
 /// the socket. Since 3.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(
+    clippy::exhaustive_structs,
+    reason = "filled in with `..`; a new attribute of the kernel's makes a new minor version"
+)]
 pub struct VerdictBatchMessage {
     /// The queue number.
     pub queue: u16,

@@ -9,6 +9,7 @@ use crate::constants::*;
 /// `NFQA_CT_INFO`: a packet's relation to its conntrack entry, an `IP_CT_*` number
 /// (`netfilter/nf_conntrack_common.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(clippy::exhaustive_structs, reason = "a number of the kernel's, whatever it is")]
 pub struct ConntrackInfo(
     /// The number.
     pub u32,
@@ -61,6 +62,7 @@ impl fmt::Display for ConntrackInfo {
 
 /// `CTA_STATUS`: a set of `IPS_*` bits (`netfilter/nf_conntrack_common.h`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[expect(clippy::exhaustive_structs, reason = "a number of the kernel's, whatever it is")]
 pub struct ConntrackStatus(
     /// The bits.
     pub u32,
@@ -124,6 +126,7 @@ bit_set!(ConntrackStatus);
 
 /// State of a TCP connection, a `TCP_CONNTRACK_*` number (`netfilter/nf_conntrack_tcp.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(clippy::exhaustive_structs, reason = "a number of the kernel's, whatever it is")]
 pub struct TcpState(
     /// The number.
     pub u8,

@@ -7,6 +7,7 @@ use crate::constants::*;
 
 /// One direction of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_structs, reason = "built by programs to be compared with")]
 pub struct Tuple {
     /// Source address.
     pub source: IpAddr,
@@ -30,6 +31,7 @@ pub struct Tuple {
 /// The two directions have the same id; the type of the reply direction is that of the answer, such
 /// as 0 (echo reply) to 8 (echo request), or 129 to 128 in `ICMPv6`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_structs, reason = "built by programs to be compared with")]
 pub struct Icmp {
     /// The id of echo messages and other queries, host order.
     pub id: u16,

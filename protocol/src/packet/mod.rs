@@ -239,6 +239,7 @@ impl<'a> PacketMessage<'a> {
 
 /// `NFQA_SKB_INFO`: what the kernel knows about a packet's checksum and segmentation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "a number of the kernel's, whatever it is")]
 pub struct SkbInfo(pub u32);
 
 impl SkbInfo {
@@ -265,6 +266,7 @@ impl SkbInfo {
 
 /// When a packet was received, since 1970 (UTC).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(clippy::exhaustive_structs, reason = "a struct of the kernel's")]
 pub struct Timestamp {
     /// Whole seconds.
     pub seconds: u64,
@@ -285,6 +287,7 @@ impl Timestamp {
 
 /// A VLAN tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "a struct of the kernel's")]
 pub struct Vlan {
     /// Ethertype of the tag, host order: 0x8100 for 802.1Q, 0x88a8 for 802.1ad.
     pub proto: u16,
