@@ -4,15 +4,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use netfilterqueue_protocol::message::Messages;
 use netfilterqueue_protocol::packet::Vlan;
+use netfilterqueue_protocol::verdict::Verdict;
 
 use super::*;
 use crate::changes::Changes;
 use crate::edit::Edit;
 use crate::intake::{Consecutive, Intake};
 use crate::sample::{self, Shape};
+use crate::slot::Slot;
 use crate::socket::{Arrival, RECEIVE_MAX, Received};
 use crate::sweep::sweep;
-use crate::verdicts::{Answer, Orphan, Outstanding, PAYLOADS_MAX, send_orphans};
+use crate::verdicts::{Answer, Form, Orphan, Outstanding, PAYLOADS_MAX, Run, send_orphans};
 
 mod kernel;
 mod steps;

@@ -1,10 +1,12 @@
 //! Batches against the model of the kernel's queues.
 
+use netfilterqueue_protocol::verdict::Verdict;
 use proptest::prelude::*;
 
+use super::commit::Runs;
 use super::model::{Fate, Library, ON_UNDECIDED, Play, QUEUE, QUEUES, STEP_LEN};
-use super::*;
 use crate::sample::Shape;
+use crate::verdicts::Form;
 use crate::verdicts::Outstanding;
 
 proptest! {
