@@ -148,7 +148,9 @@ mod tests {
         }
 
         #[test]
-        fn changed_and_cut_off_packets_are_survived(at in 0_usize..60, byte: u8, len in 0_usize..60) {
+        fn changed_and_cut_off_packets_are_survived(
+            at in 0_usize..60, byte: u8, len in 0_usize..60,
+        ) {
             for mut packet in [udp(), tcp()] {
                 if let Some(target) = packet.get_mut(at) { *target = byte; }
                 packet.truncate(len);

@@ -49,7 +49,12 @@ pub(crate) struct Arguments {
     pub(crate) reorder: f64,
 
     /// How many packets it lets pass
-    #[arg(long, default_value_t = 1, value_name = "PACKETS", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(
+        long,
+        default_value_t = 1,
+        value_name = "PACKETS",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
     pub(crate) reorder_by: u32,
 
     /// How long it waits for them at most
@@ -69,7 +74,12 @@ pub(crate) struct Arguments {
     pub(crate) rate: Option<u64>,
 
     /// Packets held at most; those beyond are dropped, or with --fail-open pass at once
-    #[arg(long, default_value_t = 1000, value_name = "PACKETS", value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    #[arg(
+        long,
+        default_value_t = 1000,
+        value_name = "PACKETS",
+        value_parser = clap::value_parser!(u32).range(1..=60_000)
+    )]
     pub(crate) limit: u32,
 
     /// Repeat a run: the same seed decides the same for the same packets in the same order

@@ -24,11 +24,23 @@ pub(crate) struct Arguments {
     pub(crate) work: Duration,
 
     /// How many packets are judged before their verdicts leave
-    #[arg(short, long, default_value_t = 64, value_name = "PACKETS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(
+        short,
+        long,
+        default_value_t = 64,
+        value_name = "PACKETS",
+        value_parser = clap::value_parser!(u16).range(1..=1024)
+    )]
     pub(crate) batch: u16,
 
     /// Bytes of each packet that are copied to the program, as it is with one that looks at them
-    #[arg(short, long, default_value_t = 65_531, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=65_531))]
+    #[arg(
+        short,
+        long,
+        default_value_t = 65_531,
+        value_name = "BYTES",
+        value_parser = clap::value_parser!(u32).range(1..=65_531)
+    )]
     pub(crate) copy: u32,
 
     /// Have super-packets cut into what is on the wire

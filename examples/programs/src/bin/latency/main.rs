@@ -61,6 +61,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     // Those that still wait, too; their verdicts leave when the queue has been emptied.
     let stats = session.finish(|packet| {
         measured.receive(&packet, SystemTime::now());
+        work(arguments.work);
         packet.accept()
     })?;
     all.absorb(&mut measured);
@@ -88,9 +89,7 @@ fn measure(
                 let (received, clock) = (Instant::now(), SystemTime::now());
                 for packet in &mut batch {
                     measured.receive(&packet, clock);
-                    if !arguments.work.is_zero() {
-                        std::thread::sleep(arguments.work);
-                    }
+                    work(arguments.work);
                     packet.accept();
                 }
                 batch.commit()?;
@@ -106,6 +105,13 @@ fn measure(
             measured.print(&mut io::stdout(), &title)?;
             all.absorb(measured);
         }
+    }
+}
+
+/// What a program would do with a packet.
+fn work(time: Duration) {
+    if !time.is_zero() {
+        std::thread::sleep(time);
     }
 }
 

@@ -19,11 +19,22 @@ pub(crate) struct Arguments {
     pub(crate) file: PathBuf,
 
     /// End after so many packets
-    #[arg(short = 'n', long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
     pub(crate) packets: Option<u64>,
 
     /// Record so many bytes of each packet, from the IP header on
-    #[arg(short, long, default_value_t = 65_531, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..=65_531))]
+    #[arg(
+        short,
+        long,
+        default_value_t = 65_531,
+        value_name = "BYTES",
+        value_parser = clap::value_parser!(u32).range(1..=65_531)
+    )]
     pub(crate) snaplen: u32,
 
     /// Drop packets of TCP and UDP from or to this port; may be given several times

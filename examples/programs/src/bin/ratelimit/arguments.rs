@@ -18,7 +18,12 @@ use netfilterqueue_programs::{Options, Selection};
 #[command(group = clap::ArgGroup::new("rate").required(true).args(["packets", "bytes"]))]
 pub(crate) struct Arguments {
     /// Packets per second that a source may send
-    #[arg(short = 'n', long, value_name = "PACKETS", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "PACKETS",
+        value_parser = clap::value_parser!(u64).range(1..=1_000_000_000)
+    )]
     pub(crate) packets: Option<u64>,
 
     /// Bytes per second that a source may send, IP headers included: 125kB, 1MB
@@ -31,12 +36,22 @@ pub(crate) struct Arguments {
     pub(crate) burst: Option<u64>,
 
     /// Addresses of IPv4 that begin with the same so many bits share a bucket
-    #[arg(long, default_value_t = 32, value_name = "BITS", value_parser = clap::value_parser!(u8).range(0..=32))]
+    #[arg(
+        long,
+        default_value_t = 32,
+        value_name = "BITS",
+        value_parser = clap::value_parser!(u8).range(0..=32)
+    )]
     pub(crate) prefix4: u8,
 
     /// Addresses of IPv6 that begin with the same so many bits share a bucket; a host may well have
     /// 64 bits for itself
-    #[arg(long, default_value_t = 64, value_name = "BITS", value_parser = clap::value_parser!(u8).range(0..=128))]
+    #[arg(
+        long,
+        default_value_t = 64,
+        value_name = "BITS",
+        value_parser = clap::value_parser!(u8).range(0..=128)
+    )]
     pub(crate) prefix6: u8,
 
     /// How many sources are remembered; beyond that, the one not heard of for longest is forgotten,
