@@ -10,6 +10,8 @@ use netfilterqueue_protocol::verdict::Verdict;
 use crate::deadlines::Deadlines;
 use crate::edit::EditMode;
 use crate::error::{Error, Operation};
+#[cfg(feature = "tokio")]
+use crate::held::Held;
 use crate::interfaces::Interfaces;
 use crate::socket::Socket;
 use crate::stats::{Counters, KernelStats, KernelTable, Stats};
@@ -33,6 +35,8 @@ pub(crate) struct Binding {
     closed: AtomicBool,
     counters: Arc<Counters>,
     deadlines: Deadlines,
+    #[cfg(feature = "tokio")]
+    held: Held,
     interfaces: Interfaces,
     /// An error as text: an [`io::Error`] may hold anything, which batches would inherit.
     kernel_table: OnceLock<Result<KernelTable, (io::ErrorKind, String)>>,
@@ -65,6 +69,8 @@ impl Binding {
             closed: AtomicBool::new(false),
             counters: Arc::default(),
             deadlines: Deadlines::default(),
+            #[cfg(feature = "tokio")]
+            held: Held::default(),
             interfaces,
             kernel_table: OnceLock::new(),
             orphans: Mutex::default(),
@@ -98,6 +104,11 @@ impl Binding {
 
     pub(crate) const fn deadlines(&self) -> &Deadlines {
         &self.deadlines
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(crate) const fn held(&self) -> &Held {
+        &self.held
     }
 
     pub(crate) const fn interfaces(&self) -> &Interfaces {

@@ -19,6 +19,8 @@ mod flow;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "tokio")]
+mod held;
 mod hook;
 mod intake;
 mod interfaces;
@@ -43,6 +45,9 @@ mod stats;
 mod stop;
 mod sweep;
 mod sync;
+#[cfg(feature = "tokio")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
+pub mod tokio;
 mod verdicts;
 
 pub use netfilterqueue_protocol as protocol;
@@ -87,4 +92,6 @@ const _: () = {
     sync::<Error>();
     #[cfg(feature = "rules")]
     send::<rules::InstalledRules>();
+    #[cfg(feature = "tokio")]
+    send::<tokio::AsyncQueue>();
 };

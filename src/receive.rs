@@ -24,6 +24,13 @@ pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Patience {
     None,
+    /// As `None`, for a program that is told when more has come, and sets [`Queue::drained`] back
+    /// then.
+    #[cfg(feature = "tokio")]
+    Told {
+        /// It has just been told.
+        just_now: bool,
+    },
     Until(Instant),
     Endless,
 }
@@ -44,8 +51,22 @@ impl Patience {
     const fn until(self) -> Option<Instant> {
         match self {
             Self::Until(until) => Some(until),
-            Self::None | Self::Endless => None,
+            _ => None,
         }
+    }
+
+    /// Whether it is known that something has come.
+    const fn was_told(self) -> bool {
+        #[cfg(feature = "tokio")]
+        if let Self::Told { just_now } = self {
+            return just_now;
+        }
+        false
+    }
+
+    /// Whether it comes back rather than wait.
+    const fn is_none(self) -> bool {
+        !matches!(self, Self::Until(_) | Self::Endless)
     }
 }
 
@@ -96,25 +117,21 @@ impl Queue {
         batch.commit_leftovers()?;
         // Without waiting, only asking tells whether more has come.
         self.drained &= patience != Patience::None;
-        let mut has_waited = false;
+        let mut has_waited = patience.was_told();
         loop {
             // Asked before looking at what there is to do: who is gone by now has left it there.
             let is_alone = self.is_alone();
-            self.binding.wake().reset();
-            self.answer_for_others();
-            if self.binding.wake().take_stop() {
-                return Err(Error::Stopped);
-            }
+            self.attend()?;
             let mut ask = if has_waited { Ask::Few } else { Ask::Many };
             if self.drained && !self.intake.has_kept() {
                 match patience {
-                    Patience::None => return Err(Error::WouldBlock),
+                    patience if patience.is_none() => return Err(Error::WouldBlock),
                     // Asking comes first, also where there is no time to wait: a packet may have
                     // come.
                     Patience::Until(until) if has_waited && until <= Instant::now() => {
                         return Err(Error::WouldBlock);
                     }
-                    Patience::Until(_) | Patience::Endless => {}
+                    _ => {}
                 }
                 has_waited = true;
                 let until = self.next_deadline().into_iter().chain(patience.until()).min();
@@ -132,7 +149,7 @@ impl Queue {
             // Only answers and refusals were received, and there may be more behind them. They are
             // not looked for when time is up.
             match patience {
-                Patience::None if self.drained => return Err(Error::WouldBlock),
+                patience if patience.is_none() && self.drained => return Err(Error::WouldBlock),
                 Patience::Until(until) if !self.drained && until <= Instant::now() => {
                     return Err(Error::WouldBlock);
                 }
@@ -152,6 +169,17 @@ impl Queue {
         self.can_block
             && Arc::strong_count(&self.binding) == 1
             && !WakeUp::has_handles(self.binding.wake())
+    }
+
+    /// Does what is to be done besides receiving.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Stopped`] after a stop, once.
+    pub(crate) fn attend(&mut self) -> Result<(), Error> {
+        self.binding.wake().reset();
+        self.answer_for_others();
+        if self.binding.wake().take_stop() { Err(Error::Stopped) } else { Ok(()) }
     }
 
     /// Gives packets their verdicts that nobody else will.

@@ -41,6 +41,9 @@ pub struct RetainedPacket {
     buffer: Vec<u8>,
     deadline: Option<Deadline>,
     answered: bool,
+    /// Bytes that it is counted with among what is held, whatever it is edited to.
+    #[cfg(feature = "tokio")]
+    held: usize,
 }
 
 #[derive(Debug)]
@@ -56,7 +59,19 @@ impl RetainedPacket {
         let len = slot.index.message_len().max(edited);
         let buffer = buffer.get(..len).unwrap_or(buffer).to_vec();
         binding.counters().retained();
-        Self { binding, slot, buffer, deadline: None, answered: false }
+        #[cfg(feature = "tokio")]
+        let held = buffer.len();
+        #[cfg(feature = "tokio")]
+        binding.held().add(held);
+        Self {
+            binding,
+            slot,
+            buffer,
+            deadline: None,
+            answered: false,
+            #[cfg(feature = "tokio")]
+            held,
+        }
     }
 
     /// Accepts the packet, with its changes: one `sendmsg`.
@@ -207,6 +222,10 @@ impl RetainedPacket {
 impl Drop for RetainedPacket {
     fn drop(&mut self) {
         self.binding.counters().released();
+        #[cfg(feature = "tokio")]
+        if self.binding.held().remove(self.held) {
+            self.binding.wake().wake();
+        }
         if self.answered {
             return;
         }

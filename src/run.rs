@@ -15,7 +15,7 @@ use crate::stop::WakeUp;
 use crate::sync::Shared;
 
 /// How long [`Queue::drain`] tries to send verdicts for which the kernel has no memory.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(2);
+pub(crate) const GIVE_UP_AFTER: Duration = Duration::from_secs(2);
 
 impl Queue {
     /// Judges packets until a [`StopHandle`](crate::StopHandle) is used: receives a batch, calls
@@ -58,7 +58,7 @@ impl Queue {
     where
         F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
     {
-        let mut batch = self.batch.take().unwrap_or_else(|| Batch::new(self.batch_len));
+        let mut batch = self.take_batch();
         loop {
             match self.receive_within(patience, &mut batch) {
                 Ok(_) => {}
@@ -76,6 +76,11 @@ impl Queue {
                 return error;
             }
         }
+    }
+
+    /// The buffers that were left by an earlier run, or new ones.
+    pub(crate) fn take_batch(&mut self) -> Batch {
+        self.batch.take().unwrap_or_else(|| Batch::new(self.batch_len))
     }
 
     /// Commits a batch; with endless patience also where the kernel has no memory for a while.

@@ -65,8 +65,10 @@
 //! # Wait for several queues in an event loop
 //!
 //! A queue's descriptor is readable when packets wait, its stop handle's when it is told to stop or
-//! has something else to do. An event loop of another kind (mio, tokio's `AsyncFd`) waits for the
-//! same two. Do not run the loop with queues that block, and receive once before the first wait.
+//! has something else to do. An event loop of another kind waits for the same two;
+//! `examples/event_loops` in a checkout has programs with tokio's `AsyncFd`, async-io, mio and
+//! `epoll`. For tokio there is also the feature of that name. Do not run the loop with queues that
+//! block, and receive once before the first wait.
 //!
 #![doc = concat!("```no_run\n", include_str!("../../examples/recipes/select_loop.rs"), "```")]
 //!

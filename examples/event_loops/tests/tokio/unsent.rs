@@ -1,0 +1,183 @@
+//! Verdicts that the kernel does not take: one thread's sends are made to fail, as if the kernel
+//! had no memory.
+
+use std::thread;
+use std::time::Duration;
+
+use netfilterqueue::tokio::AsyncQueue;
+use netfilterqueue::{Batch, Error, Queue};
+use netfilterqueue_netns::Namespace;
+use nix::errno::Errno;
+use nix::libc::SYS_sendmsg;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+
+use crate::accounts::{Counted, Fate, Ledger, Traffic, balance, number};
+use crate::kernel::untested;
+use crate::support::{QUIET, SOON, queue_udp};
+use crate::{Test, faults, soon, two_threads};
+
+pub const TESTS: [Test; 4] = faults![
+    a_run_that_is_dropped_keeps_what_it_could_not_send,
+    a_run_that_is_stopped_tells_what_it_could_not_send,
+    what_could_not_be_sent_is_sent_when_the_queue_is_given_back,
+    verdicts_handed_over_are_sent_by_the_wait,
+];
+
+const PACKETS: usize = 20;
+const EDITED: u8 = 0xee;
+
+/// Makes each `sendmsg` of this thread fail, for good.
+fn make_sends_fail() -> Result<(), Box<dyn std::error::Error>> {
+    let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
+    let fail = SeccompAction::Errno(Errno::ENOBUFS as u32);
+    let calls = [(SYS_sendmsg, Vec::new())].into_iter().collect();
+    let filter = SeccompFilter::new(calls, SeccompAction::Allow, fail, architecture)?;
+    apply_filter(&BpfProgram::try_from(filter)?)?;
+    Ok(())
+}
+
+/// Does something in a thread whose sends fail. Returns nothing where that cannot be made.
+fn without_memory<T: Send>(runtime: &Handle, work: impl Future<Output = T> + Send) -> Option<T> {
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            if let Err(obstacle) = make_sends_fail() {
+                untested("sends that fail (seccomp)", obstacle);
+                return None;
+            }
+            Some(runtime.block_on(work))
+        });
+        thread.join().unwrap()
+    })
+}
+
+/// Judges as the number has it; accepted ones are edited.
+fn judge<'p>(
+    ledger: &Ledger,
+    mut packet: netfilterqueue::Packet<'p>,
+) -> netfilterqueue::Decided<'p> {
+    if Fate::of(number(packet.payload())) == Fate::Accepted {
+        *packet.payload_mut().unwrap().last_mut().unwrap() = EDITED;
+    }
+    ledger.judge(packet)
+}
+
+/// Runs in a thread without memory and is dropped there; `after` must send what was left.
+fn after_a_dropped_run(after: impl AsyncFnOnce(AsyncQueue, &Ledger) -> Queue) {
+    let runtime = two_threads();
+    let queue = Queue::builder(1).bind().unwrap();
+    let _rules = queue_udp(1);
+    let (traffic, ledger) = (Traffic::new(2 * PACKETS, 8), Ledger::default());
+    traffic.send(PACKETS, 8);
+    let mut queue = runtime.block_on(async { AsyncQueue::new(queue) }).unwrap();
+    let run = async {
+        timeout(3 * QUIET, queue.run(|packet| judge(&ledger, packet))).await.unwrap_err();
+    };
+    if without_memory(runtime.handle(), run).is_none() {
+        return;
+    }
+    assert_eq!(queue.queue().stats().held, PACKETS as u64, "they are kept");
+    let queue = runtime.block_on(after(queue, &ledger));
+    let stats = queue.stats();
+    balance(1, &stats, &ledger);
+    traffic.settle(&ledger, Counted::default());
+    assert_eq!(traffic.ending_with(EDITED), ledger.accepted(), "with their edits");
+}
+
+/// Whatever is called next sends it.
+fn a_run_that_is_dropped_keeps_what_it_could_not_send(_: &Namespace) {
+    after_a_dropped_run(async |mut queue, _| {
+        timeout(QUIET, queue.recv(&mut Batch::new(1))).await.unwrap_err();
+        queue.into_inner()
+    });
+    after_a_dropped_run(async |mut queue, _| {
+        timeout(QUIET, queue.next_packet()).await.unwrap_err();
+        queue.into_inner()
+    });
+    after_a_dropped_run(async |mut queue, ledger| {
+        timeout(QUIET, queue.run(|packet| judge(ledger, packet))).await.unwrap_err();
+        queue.into_inner()
+    });
+    after_a_dropped_run(async |mut queue, ledger| {
+        soon(queue.drain(|packet| judge(ledger, packet))).await.unwrap();
+        queue.into_inner()
+    });
+}
+
+fn what_could_not_be_sent_is_sent_when_the_queue_is_given_back(_: &Namespace) {
+    after_a_dropped_run(async |queue, ledger| {
+        let mut queue = queue.into_inner();
+        queue.set_nonblocking(true);
+        queue.run(|packet| judge(ledger, packet)).unwrap();
+        queue
+    });
+}
+
+fn a_run_that_is_stopped_tells_what_it_could_not_send(_: &Namespace) {
+    let runtime = two_threads();
+    let queue = Queue::builder(1).bind().unwrap();
+    let _rules = queue_udp(1);
+    let (traffic, ledger) = (Traffic::new(PACKETS, 8), Ledger::default());
+    traffic.send(PACKETS, 8);
+    let mut queue = runtime.block_on(async { AsyncQueue::new(queue) }).unwrap();
+    let stop = queue.stop_handle();
+    let run = async {
+        let stopping = async {
+            tokio::time::sleep(2 * QUIET).await;
+            stop.stop();
+        };
+        let run = soon(queue.run(|packet| judge(&ledger, packet)));
+        tokio::join!(run, stopping).0
+    };
+    let Some(result) = without_memory(runtime.handle(), run) else { return };
+    let error = result.unwrap_err();
+    let Error::System { source, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(source.raw_os_error(), Some(Errno::ENOBUFS as i32), "not as if all were well");
+    let drain = async { timeout(Duration::from_secs(3), queue.drain(|_| panic!("judged"))).await };
+    // It gives up after two seconds.
+    let result = without_memory(runtime.handle(), drain).unwrap().unwrap();
+    assert!(matches!(result, Err(Error::System { .. })), "{result:?}");
+    runtime.block_on(soon(queue.drain(|_| panic!("all are judged")))).unwrap();
+    traffic.settle(&ledger, Counted::default());
+}
+
+/// A retained packet is dropped where it cannot be answered: the queue that waits does it.
+fn verdicts_handed_over_are_sent_by_the_wait(_: &Namespace) {
+    let runtime = two_threads();
+    let queue = Queue::builder(1).bind().unwrap();
+    let _rules = queue_udp(1);
+    let (traffic, ledger) = (Traffic::new(PACKETS, 8), Ledger::default());
+    traffic.send(PACKETS, 8);
+    runtime.block_on(async {
+        let mut queue = AsyncQueue::new(queue).unwrap();
+        let mut held = Vec::new();
+        for _ in 0..PACKETS {
+            let packet = soon(queue.next_packet()).await.unwrap();
+            ledger.note(1, packet.id(), number(packet.payload()), Fate::Dropped);
+            held.push(packet);
+        }
+        let handle = Handle::current();
+        let dropping = thread::spawn(move || {
+            thread::sleep(QUIET / 2);
+            without_memory(&handle, async move { drop(held) })
+        });
+        // Each tries for 50 ms to send its own. It is awaited all the time, and sends what it is
+        // given.
+        let stats = queue.queue().stats_handle();
+        let mut batch = Batch::new(1);
+        let answered = async {
+            while stats.stats().answered < PACKETS as u64 {
+                tokio::time::sleep(QUIET / 10).await;
+            }
+        };
+        tokio::select! {
+            result = queue.recv(&mut batch) => panic!("nothing was sent: {result:?}"),
+            result = timeout(6 * SOON, answered) => result.expect("all are answered"),
+        }
+        dropping.join().unwrap();
+        let stats = queue.queue().stats();
+        assert_eq!((stats.answered, stats.held), (PACKETS as u64, 0), "{stats:?}");
+    });
+    traffic.settle(&ledger, Counted::default());
+}

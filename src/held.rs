@@ -1,0 +1,84 @@
+//! How much of a queue is retained, for whoever waits until it is less.
+
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
+
+/// The retained packets of a binding.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    /// Somebody waits for a packet to be let go.
+    is_awaited: AtomicBool,
+}
+
+/// How much may be retained.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limit {
+    pub(crate) packets: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Held {
+    pub(crate) fn add(&self, bytes: usize) {
+        self.packets.fetch_add(1, Ordering::SeqCst);
+        self.bytes.fetch_add(bytes as u64, Ordering::SeqCst);
+    }
+
+    /// Returns whether somebody waits for it, and is to be woken.
+    #[must_use]
+    pub(crate) fn remove(&self, bytes: usize) -> bool {
+        self.bytes.fetch_sub(bytes as u64, Ordering::SeqCst);
+        self.packets.fetch_sub(1, Ordering::SeqCst);
+        // Nearly always nobody does. Looked at after the counts are less: who has said before that
+        // he waits is seen here, who says so later sees the counts.
+        self.is_awaited.load(Ordering::SeqCst) && self.is_awaited.swap(false, Ordering::SeqCst)
+    }
+
+    /// Whether one more packet may be retained. If not, the next [`Held::remove`] tells that
+    /// somebody waits for it.
+    pub(crate) fn has_room(&self, limit: Limit) -> bool {
+        if self.is_below(limit) {
+            return true;
+        }
+        self.is_awaited.store(true, Ordering::SeqCst);
+        self.is_below(limit)
+    }
+
+    fn is_below(&self, limit: Limit) -> bool {
+        self.packets.load(Ordering::SeqCst) < limit.packets
+            && self.bytes.load(Ordering::SeqCst) < limit.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Limit = Limit { packets: 2, bytes: 100 };
+
+    #[test]
+    fn there_is_room_below_both_limits() {
+        let held = Held::default();
+        held.add(99);
+        assert!(held.has_room(LIMIT));
+        assert!(!held.remove(99), "nobody waits");
+        held.add(100);
+        assert!(!held.has_room(LIMIT), "the bytes are reached");
+        assert!(held.remove(100), "that was waited for");
+        held.add(0);
+        held.add(0);
+        assert!(!held.has_room(LIMIT), "the packets are reached");
+    }
+
+    #[test]
+    fn who_waits_is_woken_once() {
+        let held = Held::default();
+        (0..4).for_each(|_| held.add(1));
+        assert!(!held.has_room(LIMIT));
+        assert!(held.remove(1));
+        assert!(!held.remove(1), "whoever was woken has not asked again");
+        assert!(!held.has_room(LIMIT));
+        assert!(held.remove(1));
+        assert!(held.has_room(LIMIT));
+    }
+}
