@@ -1,5 +1,10 @@
 //! What the programs have in common: their options, their rule, their end.
 
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::cast_precision_loss, clippy::cast_possible_truncation)
+)]
+
 mod domains;
 mod lines;
 mod options;
@@ -15,7 +20,7 @@ pub use session::{Session, Work};
 pub use transport::Segment;
 
 use std::error::Error;
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -31,7 +36,8 @@ pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<(), Box<dyn Error>>) -> Exi
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{name}: {error}");
+            // Where nobody can be told, because the terminal is gone, the status still says it.
+            let _ = writeln!(io::stderr(), "{name}: {error}");
             ExitCode::FAILURE
         }
     }

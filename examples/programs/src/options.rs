@@ -49,7 +49,6 @@ pub struct Selection {
 
 impl Selection {
     /// A rule that sends what is chosen to a queue.
-    #[must_use]
     pub fn rule(&self, queue: u16) -> Rule {
         let mut rule = Rule::queue(queue);
         if let Some(protocol) = self.protocol {

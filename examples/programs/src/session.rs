@@ -185,10 +185,12 @@ impl Session {
 
 /// What is done before the program ends without coming to its end.
 #[derive(Clone, Default)]
-struct LastAct(Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>);
+struct LastAct(Arc<Mutex<Option<Act>>>);
+
+type Act = Box<dyn FnOnce() + Send>;
 
 impl LastAct {
-    fn set(&self, act: Box<dyn FnOnce() + Send>) {
+    fn set(&self, act: Act) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(act);
     }
 

@@ -82,7 +82,7 @@ fn work_shows_in_the_program_and_in_the_queue(_: &Namespace) {
     assert!(time(line(&stdout, "in the program"), "p50") >= work, "{stdout}");
     // The last one has waited for all the others.
     let last = time(line(&stdout, "in the queue"), "max");
-    assert!((work * 15..work * 100).contains(&last), "{stdout}");
+    assert!(last >= work * 15, "{stdout}");
     assert!(time(line(&stdout, "together"), "max") >= last + work / 2, "{stdout}");
 }
 

@@ -1,6 +1,12 @@
 //! Runs every program on real packets, each test in a network namespace of its own.
 
-#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::cast_possible_truncation)]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::redundant_closure_for_method_calls
+)]
 
 #[path = "../../../tests/live/harness.rs"]
 mod harness;
@@ -12,12 +18,16 @@ mod support;
 mod bridge_vlan;
 mod chaos;
 mod dns_filter;
+mod hostile;
 mod latency;
+mod monitor;
 mod namespace;
 mod pcapng;
 mod portknock;
 mod program;
 mod ratelimit;
+mod session;
+mod terminal;
 mod tls_sni;
 mod traffic;
 
@@ -30,11 +40,14 @@ fn main() -> ExitCode {
         &bridge_vlan::TESTS,
         &chaos::TESTS,
         &dns_filter::TESTS,
+        &hostile::TESTS,
         &latency::TESTS,
+        &monitor::TESTS,
         &namespace::TESTS,
         &pcapng::TESTS,
         &portknock::TESTS,
         &ratelimit::TESTS,
+        &session::TESTS,
         &tls_sni::TESTS,
     ];
     harness::main(&tests.concat())

@@ -10,17 +10,22 @@
 //!
 //! ```text
 //! cargo build --release -p netfilterqueue-programs
-//! unshare -rn sh -c '
+//! unshare -rn bash -c '
 //!     ip link set lo up
-//!     target/release/latency --protocol icmp --work 1ms & sleep 1
-//!     ping -q -c 500 -i 0.002 127.0.0.1
-//!     kill -INT $!; wait'
+//!     target/release/latency --protocol udp --work 100us & sleep 1
+//!     for i in {1..2000}; do echo $i > /dev/udp/127.0.0.1/9; done
+//!     sleep 1; kill -INT $!; wait $!'
 //! ```
 //!
 //! Super-packets come whole unless `--no-gso` is given: as a program with the library's defaults
 //! gets them. The kernel stamps packets while some socket asks for it, as one does here; that
 //! costs all packets of the machine some nanoseconds. Clocks that jump between stamp and receipt
 //! give no time, and are counted.
+
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::cast_precision_loss, clippy::cast_possible_truncation)
+)]
 
 mod arguments;
 mod times;
@@ -30,7 +35,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use netfilterqueue::{Batch, CopyMode, Packet, Queue, Verdict};
+use netfilterqueue::{Batch, CopyMode, Packet, Queue, Timestamp, Verdict};
 use netfilterqueue_programs::Session;
 use socket2::{Domain, Socket, Type};
 
@@ -38,10 +43,10 @@ use crate::arguments::Arguments;
 use crate::times::Times;
 
 fn main() -> ExitCode {
-    netfilterqueue_programs::main(run)
+    netfilterqueue_programs::main(|arguments: Arguments| run(&arguments))
 }
 
-fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
+fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let _asking = ask_for_stamps()?;
     let queue = Queue::builder(arguments.options.queue)
         .gso(!arguments.no_gso)
@@ -52,7 +57,7 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let mut session = Session::open(&arguments.options, queue, |rules| rules.rule(rule))?;
     let mut measured = Measured::new()?;
     let mut all = Measured::new()?;
-    let measuring = measure(&mut session.queue, &arguments, &mut measured, &mut all);
+    let measuring = measure(&mut session.queue, arguments, &mut measured, &mut all);
     // Those that still wait, too; their verdicts leave when the queue has been emptied.
     let stats = session.finish(|packet| {
         measured.receive(&packet, SystemTime::now());
@@ -141,7 +146,7 @@ impl Measured {
 
     /// A packet was received at `now`, by the clock that stamps.
     fn receive(&mut self, packet: &Packet<'_>, now: SystemTime) {
-        let stamp = packet.timestamp().and_then(|stamp| stamp.to_system_time());
+        let stamp = packet.timestamp().and_then(Timestamp::to_system_time);
         let waited = stamp.map(|stamp| now.duration_since(stamp));
         match &waited {
             None => self.without_stamp += 1,

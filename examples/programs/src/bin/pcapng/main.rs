@@ -9,17 +9,22 @@
 //!
 //! ```text
 //! cargo build --release -p netfilterqueue-programs
-//! unshare -rn sh -c '
+//! unshare -rn bash -c '
 //!     ip link set lo up
-//!     target/release/pcapng /tmp/record.pcapng --protocol icmp --mark 7 & sleep 1
-//!     ping -q -c 3 -i 0.2 127.0.0.1
-//!     kill -INT $!; wait'
-//! tshark -r /tmp/record.pcapng -T fields -e frame.number -e _ws.col.info -e frame.comment
+//!     target/release/pcapng /tmp/record.pcapng --protocol udp --drop-port 7 --mark 5 & sleep 1
+//!     for port in 7 9 53; do echo hello > /dev/udp/127.0.0.1/$port; done
+//!     kill -INT $!; wait $!'
+//! tshark -r /tmp/record.pcapng -T fields -e udp.dstport -e frame.comment
 //! ```
 //!
 //! Packets are recorded as they are on the wire (GSO off): of super-packets the checksums are not
 //! ready, and Wireshark would find them wrong. Packets wait while the file is written; if it cannot
 //! be, because the disk is full or nobody reads on, the program ends, and packets pass.
+
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::cast_precision_loss, clippy::cast_possible_truncation)
+)]
 
 mod arguments;
 mod record;

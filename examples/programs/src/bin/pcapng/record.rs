@@ -6,7 +6,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use netfilterqueue::{Hook, Packet, Verdict};
+use netfilterqueue::{Hook, Packet, Timestamp, Verdict};
 use pcap_file::pcapng::PcapNgWriter;
 use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
 use pcap_file::pcapng::blocks::interface_description::{
@@ -41,7 +41,7 @@ impl<W: Write> Record<W> {
     /// Writes a packet with what is decided about it. Its time is the kernel's stamp, or now.
     pub(crate) fn write(&mut self, packet: &Packet<'_>, decision: Decision) -> io::Result<()> {
         let interface = self.interface(packet)?;
-        let stamp = packet.timestamp().and_then(|stamp| stamp.to_system_time());
+        let stamp = packet.timestamp().and_then(Timestamp::to_system_time);
         let time = stamp.unwrap_or_else(SystemTime::now);
         let comment = comment(packet, decision);
         let payload = packet.payload();

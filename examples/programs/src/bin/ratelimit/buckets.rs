@@ -83,12 +83,12 @@ impl Buckets {
 
     /// The sources with most packets beyond the limit, with how many that were; those without any
     /// are left out.
-    pub(crate) fn worst(&self, most: usize) -> Vec<(IpAddr, u64)> {
+    pub(crate) fn worst(&self, most: usize) -> Vec<(String, u64)> {
         let beyond = self.buckets.iter().map(|(source, bucket)| (*source, bucket.beyond));
         let mut worst: Vec<_> = beyond.filter(|(_, beyond)| *beyond > 0).collect();
         worst.sort_unstable_by_key(|&(source, beyond)| (std::cmp::Reverse(beyond), source));
         worst.truncate(most);
-        worst
+        worst.into_iter().map(|(source, beyond)| (self.prefixes.name(source), beyond)).collect()
     }
 }
 
@@ -101,6 +101,15 @@ impl Rate {
 }
 
 impl Prefixes {
+    /// How a source is called: its address, or the prefix if there are several.
+    fn name(self, source: IpAddr) -> String {
+        match source {
+            IpAddr::V4(_) if self.v4 < 32 => format!("{source}/{}", self.v4),
+            IpAddr::V6(_) if self.v6 < 128 => format!("{source}/{}", self.v6),
+            _ => source.to_string(),
+        }
+    }
+
     /// The first address of those that share a bucket with `source`. An IPv4 address in IPv6
     /// clothes stays what it is: on the wire there is none.
     fn of(self, source: IpAddr) -> IpAddr {
@@ -145,7 +154,7 @@ mod tests {
         assert_eq!(passed(&mut buckets, now), 5);
         assert_eq!(passed(&mut buckets, now + SECOND / 5), 2);
         assert_eq!(passed(&mut buckets, now + 1000 * SECOND), 5, "no more than it holds");
-        assert_eq!(buckets.worst(1), [(ip("10.0.0.1"), 95 + 98 + 95)]);
+        assert_eq!(buckets.worst(1), [("10.0.0.1".to_owned(), 95 + 98 + 95)]);
     }
 
     #[test]
@@ -159,6 +168,8 @@ mod tests {
         assert!(!buckets.take(ip("fd00::2"), 1, now), "of the same 64 bits");
         assert!(buckets.take(ip("fd00:0:0:1::1"), 1, now));
         assert_eq!(buckets.len(), 4);
+        let worst = [("10.0.0.1", 1), ("fd00::/64", 1)].map(|(name, n)| (name.to_owned(), n));
+        assert_eq!(buckets.worst(5), worst);
     }
 
     #[test]

@@ -8,16 +8,22 @@
 //!
 //! ```text
 //! cargo build --release -p netfilterqueue-programs
-//! unshare -rn sh -c '
+//! unshare -rn bash -c '
 //!     ip link set lo up
-//!     target/release/ratelimit --packets 5 --burst 10 --protocol icmp & sleep 1
-//!     ping -q -c 50 -i 0.01 127.0.0.1; ping -q -c 20 -i 0.01 -I 127.0.0.2 127.0.0.1
-//!     kill -INT $!; wait'
+//!     target/release/ratelimit --packets 5 --burst 10 --protocol udp & sleep 1
+//!     for i in {1..50}; do echo $i > /dev/udp/127.0.0.1/9; done
+//!     for i in {1..20}; do echo $i > /dev/udp/::1/9; done
+//!     kill -INT $!; wait $!'
 //! ```
 //!
 //! Packets are counted as they are on the wire (GSO off). Only their headers are copied. Fragments
 //! have a source, too, and count each. A source address proves nothing: what was made up costs its
 //! maker a bucket per address, and everybody else nothing, until there are more than `--sources`.
+
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::cast_precision_loss, clippy::cast_possible_truncation)
+)]
 
 mod arguments;
 mod buckets;
@@ -39,11 +45,11 @@ const PACKET: u64 = 1500;
 const WORST: usize = 5;
 
 fn main() -> ExitCode {
-    netfilterqueue_programs::main(run)
+    netfilterqueue_programs::main(|arguments: Arguments| run(&arguments))
 }
 
-fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
-    let mut limiter = Limiter::new(&arguments)?;
+fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+    let mut limiter = Limiter::new(arguments)?;
     let queue = Queue::builder(arguments.options.queue)
         .gso(false)
         .copy_mode(CopyMode::Packet { range: HEADERS })
