@@ -29,6 +29,7 @@ mod ratelimit;
 mod session;
 mod terminal;
 mod tls_sni;
+mod tokio_proxy;
 mod traffic;
 
 use std::process::ExitCode;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         &ratelimit::TESTS,
         &session::TESTS,
         &tls_sni::TESTS,
+        &tokio_proxy::TESTS,
     ];
     harness::main(&tests.concat())
 }
