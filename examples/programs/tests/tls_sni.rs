@@ -21,7 +21,7 @@ pub const TESTS: [Test; 6] = tests![
     invalid_arguments_are_told,
 ];
 
-/// A ClientHello for a name, with `filler` bytes of another extension before it.
+/// A client hello for a name, with `filler` bytes of another extension before it.
 fn hello(name: Option<&str>, filler: usize) -> Vec<u8> {
     let len = |value: usize| u16::try_from(value).expect("short").to_be_bytes();
     let mut extensions = [&[0xff, 0x77][..], &len(filler), &vec![0x55; filler]].concat();

@@ -16,7 +16,7 @@
 //!
 //! ```text
 //! cargo build --release -p netfilterqueue-programs
-//! unshare -rn sh
+//! unshare -rn bash
 //! ip link add bridge type bridge; ip link set bridge up
 //! for host in left right; do
 //! unshare -n sleep 100 & sleep 1
@@ -28,7 +28,7 @@
 //! left=${left:-$!}
 //! done
 //! target/release/bridge_vlan --map 10:20@left --map 20:10@right --priority 20:5 &
-//! sleep 1; nsenter -n -t $left ping -c 1 10.0.0.20
+//! sleep 2; nsenter -n -t $left ping -c 1 10.0.0.20
 //! kill $!; exit
 //! ```
 
@@ -90,7 +90,7 @@ impl Tagger {
         let old = packet.vlan();
         let new = self.tags.change(old, from.as_deref());
         if !self.quiet {
-            let name = |port: Option<Arc<str>>| port.map_or_else(|| "?".into(), |name| name);
+            let name = |port: Option<Arc<str>>| port.unwrap_or_else(|| "?".into());
             let way = format!("{} → {}", name(from), name(to));
             let contents = contents(&packet);
             match new {

@@ -21,7 +21,7 @@
 //!
 //! ```text
 //! cargo build --release -p netfilterqueue-programs
-//! unshare -rn sh
+//! unshare -rn bash
 //! ip link set lo up
 //! python3 -c 'from socket import *
 //! s = socket(2, 2); s.bind(("127.0.0.1", 53))

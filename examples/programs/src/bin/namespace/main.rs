@@ -16,7 +16,7 @@
 //!
 //! ```text
 //! cargo build --release -p netfilterqueue-programs
-//! unshare -rn sh
+//! unshare -rn bash
 //! unshare -n sh -c 'ip link set lo up; exec python3 -m http.server --bind 127.0.0.1 8080' &
 //! container=$!; sleep 1
 //! target/release/namespace --pid $container --protocol tcp --dport 8080 &

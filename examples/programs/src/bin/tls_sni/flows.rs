@@ -96,6 +96,7 @@ impl<D: Clone> Flows<D> {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation)]
 mod tests {
     use etherparse::PacketBuilder;
 

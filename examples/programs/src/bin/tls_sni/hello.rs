@@ -1,11 +1,11 @@
-//! The ClientHello with which a TLS connection begins.
+//! The client hello with which a TLS connection begins.
 
 use tls_parser::{
     TlsExtension, TlsRecordType, parse_tls_extension_sni_content, parse_tls_extension_unknown,
     parse_tls_handshake_client_hello, parse_tls_record_header,
 };
 
-/// Longest ClientHello that is waited for; with post-quantum keys they have about 2 KiB.
+/// Longest client hello that is waited for; with post-quantum keys they have about 2 KiB.
 pub(crate) const HELLO_MAX: usize = 16 * 1024;
 
 /// Longest start of a stream that can hold one, however it is cut into records: at worst they have
@@ -21,22 +21,22 @@ const ENCRYPTED_CLIENT_HELLO: u16 = 0xfe0d;
 /// What the start of a stream is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Start {
-    /// So far that of a ClientHello.
+    /// So far that of a client hello.
     Incomplete,
-    /// A ClientHello.
+    /// A client hello.
     Hello(Hello),
     /// Something else.
     NotTls,
-    /// A ClientHello that is too long, or that breaks the rules of its format.
+    /// A client hello that is too long, or that breaks the rules of its format.
     Unreadable,
 }
 
-/// What matters of a ClientHello.
+/// What matters of a client hello.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Hello {
     /// The server's name, as far as it is told.
     pub(crate) name: Option<String>,
-    /// There is an encrypted ClientHello within: `name` is then that of a server in front, if the
+    /// There is an encrypted client hello within: `name` is then that of a server in front, if the
     /// encryption is no sham, as browsers send it to all servers.
     pub(crate) has_inner: bool,
 }
@@ -82,7 +82,7 @@ pub(crate) fn read(stream: &[u8]) -> Start {
     }
 }
 
-/// How long the message's body is, once that is known, if the message is a ClientHello.
+/// How long the message's body is, once that is known, if the message is a client hello.
 fn body_len(message: &[u8]) -> Result<Option<usize>, Start> {
     match *message {
         [kind, ..] if kind != CLIENT_HELLO => Err(Start::NotTls),

@@ -1,17 +1,17 @@
 //! Lets TLS connections through, or not, by the name of the server that the client asks for.
 //!
 //! The rule queues TCP to port 443 (`--port` for others) at the output hook; on a router take
-//! `--hook forward`. The first data of a connection is a ClientHello, which has the name in plain
+//! `--hook forward`. The first data of a connection is a client hello, which has the name in plain
 //! text (SNI); it may be spread over several segments. From then on the connection belongs to the
 //! kernel: its other packets, both ways, pass or are dropped by the mark of its conntrack entry
 //! (flow bypass) and do not come up any more. What is not decided about yet may pass, for without a
-//! whole ClientHello no server answers; segments out of order are dropped, TCP sends them again.
+//! whole client hello no server answers; segments out of order are dropped, TCP sends them again.
 //!
 //! - QUIC (UDP to the same ports) hides the name better. It is dropped, whereupon browsers take
 //!   TCP, unless `--quic accept` is given.
-//! - Connections without a name get `--nameless`: no TLS, no SNI, a ClientHello of more than 16 KiB
+//! - Connections without a name get `--nameless`: no TLS, no SNI, a client hello of more than 16 KiB
 //!   or a broken one, and connections that are older than this program.
-//! - With an encrypted ClientHello (ECH) the name is that of the server in front.
+//! - With an encrypted client hello (ECH) the name is that of the server in front.
 //!   `--ech drop` drops these, and with them browsers that only pretend to have one.
 //! - A client that lies about the name reaches the address all the same.
 //!
@@ -22,7 +22,7 @@
 //!
 //! ```text
 //! cargo build --release -p netfilterqueue-programs
-//! unshare -rn sh
+//! unshare -rn bash
 //! ip link set lo up
 //! openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=test -keyout /tmp/k -out /tmp/c 2>/dev/null
 //! openssl s_server -quiet -accept 443 -cert /tmp/c -key /tmp/k -www &
@@ -46,7 +46,7 @@ use std::process::ExitCode;
 use clap::{Parser, ValueEnum};
 use flows::{Flows, Step};
 use hello::{Hello, Start};
-use netfilterqueue::rules::{Protocol, Rule};
+use netfilterqueue::rules::{InstalledRules, Protocol, Rule};
 use netfilterqueue::{Decided, FlowBypass, FlowMarks, Packet, Queue, Verdict};
 use netfilterqueue_programs::{Domain, Domains, Lines, Options, Segment, Session};
 
@@ -78,7 +78,7 @@ struct Arguments {
     #[arg(long, value_enum, value_name = "FATE")]
     nameless: Option<Fate>,
 
-    /// What becomes of connections with an encrypted ClientHello; by the outer name unless given
+    /// What becomes of connections with an encrypted client hello; by the outer name unless given
     #[arg(long, value_enum, value_name = "FATE")]
     ech: Option<Fate>,
 
@@ -234,7 +234,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         }
         rules.flow_bypass(FlowMarks::default())
     })?;
-    let bypass = session.rules.as_ref().and_then(|rules| rules.flow_bypass());
+    let bypass = session.rules.as_ref().and_then(InstalledRules::flow_bypass);
     let bypass = bypass.ok_or("the rules have no flow bypass")?;
     eprintln!("domains blocked: {}, allowed: {}", blocked.len(), allowed.len());
     let mut filter = Filter {
