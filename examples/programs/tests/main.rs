@@ -37,7 +37,7 @@ use std::process::ExitCode;
 use harness::{Test, tests};
 
 fn main() -> ExitCode {
-    let tests: [&[Test]; 13] = [
+    let tests: &[&[Test]] = &[
         &bridge_vlan::TESTS,
         &chaos::TESTS,
         &dns_filter::TESTS,

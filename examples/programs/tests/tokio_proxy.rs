@@ -168,7 +168,8 @@ fn a_router_asks_for_those_behind_it(router: &Namespace) {
         |question| Some(if question.contains(":8080") { "accept" } else { "drop" }),
         Duration::ZERO,
     );
-    let program = start(server.address, &["--hook", "forward"]);
+    let ports = ["--dport", "8080", "--dport", "8081"];
+    let program = start(server.address, &[&["--hook", "forward"][..], &ports].concat());
     for address in [SERVER_V4, SERVER_V6] {
         for (port, connected) in [(8080, true), (8081, false)] {
             let to = SocketAddr::new(address, port);
@@ -176,6 +177,9 @@ fn a_router_asks_for_those_behind_it(router: &Namespace) {
             let patience = if connected { SOON } else { QUIET * 2 };
             assert_eq!(peers.client.run(|| connects(to, patience)), connected, "{to}");
         }
+        let other = SocketAddr::new(address, 9090);
+        let _listener = peers.server.run(|| TcpListener::bind(other).expect("a listener"));
+        assert!(peers.client.run(|| connects(other, SOON)), "of this one nobody asks");
     }
     let ended = program.interrupt().well();
     assert_eq!((ended.count("accepted"), ended.count("dropped")), (2, 2), "{ended:?}");

@@ -1,7 +1,7 @@
 //! Asks a server about each new TCP connection, and lets it pass or not; many questions are open at
 //! a time.
 //!
-//! The rule queues TCP packets at the output hook (`--hook`, `--dport` and others choose). The first
+//! The rule queues TCP packets at the output hook (`--hook` and `--dport` choose others). The first
 //! packet of a connection, its SYN, is retained while a task asks the server about it, over one TCP
 //! connection for all questions:
 //!
@@ -54,12 +54,12 @@ use std::time::{Duration, Instant};
 use clap::{Parser, ValueEnum};
 use humantime::parse_duration;
 use lru::LruCache;
-use netfilterqueue::rules::{InstalledRules, Protocol};
+use netfilterqueue::rules::{InstalledRules, Protocol, Rule, Rules};
 use netfilterqueue::tokio::AsyncQueue;
 use netfilterqueue::{
     Batch, Error as QueueError, FlowBypass, FlowMarks, Packet, Queue, RetainedPacket, Verdict,
 };
-use netfilterqueue_programs::{Lines, Options, Segment, Selection, Session};
+use netfilterqueue_programs::{Lines, Options, Segment, Session};
 use policy::{Answer, Policy, Server};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -78,7 +78,7 @@ const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).expect("more than none"
 
 /// Asks a server about each new TCP connection
 #[derive(Debug, Parser)]
-#[command(version, mut_arg("protocol", |protocol| protocol.hide(true)))]
+#[command(version)]
 struct Arguments {
     /// The server that is asked, such as 127.0.0.1:9999
     #[arg(short, long, value_name = "ADDRESS:PORT")]
@@ -100,8 +100,9 @@ struct Arguments {
     #[arg(long, value_parser = parse_duration, default_value = "10s", value_name = "TIME")]
     remember: Duration,
 
-    #[command(flatten)]
-    selection: Selection,
+    /// Ask only about connections to this port, and let others alone; may be repeated
+    #[arg(long, value_name = "PORT", help_heading = "Which packets")]
+    dport: Vec<u16>,
 
     #[command(flatten)]
     options: Options,
@@ -286,15 +287,19 @@ const fn fate(outcome: Outcome, on_failure: Failure) -> Answer {
 
 async fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let Arguments { options, concurrent, on_failure, .. } = arguments;
-    let selection = Selection { protocol: Some(Protocol::TCP), ..arguments.selection.clone() };
     let held = u32::try_from(concurrent.get()).unwrap_or(u32::MAX).saturating_add(ROOM);
     let builder = Queue::builder(options.queue).max_len(held).on_undecided(match on_failure {
         Failure::Accept => Verdict::Accept,
         Failure::Drop => Verdict::Drop,
     });
     let Session { queue, mut rules, .. } = Session::open(options, builder, |rules| {
-        let rule = selection.rule(options.queue).mark_masked(0, OWN);
-        rules.rule(rule).flow_bypass(FlowMarks::default())
+        let tcp = Rule::queue(options.queue).protocol(Protocol::TCP).mark_masked(0, OWN);
+        let to_port = |rules: Rules, &port| rules.rule(tcp.clone().destination_port(port));
+        let rules = match arguments.dport.as_slice() {
+            [] => rules.rule(tcp),
+            ports => ports.iter().fold(rules, to_port),
+        };
+        rules.flow_bypass(FlowMarks::default())
     })?;
     let mut queue = AsyncQueue::new(queue)?;
     let mut proxy = Proxy {
