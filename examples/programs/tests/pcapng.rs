@@ -151,7 +151,9 @@ fn wireshark_reads_it(_: &Namespace) {
         .args(fields);
     let output = match tshark.output() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            eprintln!("there is no tshark");
+            let is_required = std::env::var_os("NETFILTERQUEUE_REQUIRE_LIVE").is_some();
+            assert!(!is_required, "tshark must be installed");
+            eprintln!("untested whether Wireshark reads it: there is no tshark");
             return;
         }
         output => output.unwrap(),
