@@ -26,7 +26,8 @@
 //! [`AsyncQueue::set_retained_limit`] says: then the queue is not received from until one is
 //! judged, its other packets wait in the kernel, and what [`QueueBuilder::max_len`] does not let
 //! wait is dropped there, or accepted if the queue fails open. A deadline keeps a packet from
-//! waiting for ever.
+//! waiting for ever. What a decision needs must not come through the same queue, such as answers
+//! of the server that is asked: it would wait behind the limit.
 //!
 //! ```no_run
 //! use std::time::{Duration, Instant};
@@ -491,8 +492,9 @@ fn spend(cx: &mut Context<'_>, packets: usize) {
 
 #[allow(
     deprecated,
-    reason = "Its successor is `unsafe`, for what is the case here: both descriptors are open and \
-              the same for as long as their owners live. Before 1.53.3 it is not deprecated."
+    reason = "Safe code cannot call its successor, which wants what is the case here: both \
+              descriptors are open and the same for as long as their owners live. Before 1.53.3 it \
+              is not deprecated."
 )]
 fn register<T: AsRawFd>(source: T) -> Result<AsyncFd<T>, Error> {
     AsyncFd::with_interest(source, Interest::READABLE)

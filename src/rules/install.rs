@@ -89,6 +89,8 @@ impl Rules {
     }
 
     /// Installs the rules in the network namespace of the calling thread, all of them or none.
+    /// Packets that wait in queues stay, unless it fails with [`Error::NoFlowSupport`]: then the
+    /// kernel drops them, as [when rules go](super#taking-rules-away-drops-queued-packets).
     ///
     /// Queue first, rules second: bind the queue before, so that no packet finds it without a
     /// listener.
@@ -110,7 +112,10 @@ impl Rules {
         loop {
             let table = attempt.table(connection.port());
             let plan = self.plan(&table, attempt)?;
-            match connection.commit(family, plan.requests()) {
+            let done = plan
+                .rehearse(&table, &mut connection, family)
+                .and_then(|()| plan.carry_out(&mut connection, family));
+            match done {
                 Ok(()) => {
                     let bypass = self.flow_marks.map(FlowBypass::assume_installed);
                     let rules = plan.queue_chain;
@@ -118,7 +123,7 @@ impl Rules {
                         InstalledRules::new(connection, family, attempt, table, rules, bypass);
                     return Ok(installed);
                 }
-                Err(failure) => attempt = attempt.after(&plan, failure)?,
+                Err((part, failure)) => attempt = attempt.after(part, failure)?,
             }
         }
     }
@@ -198,24 +203,62 @@ enum Part {
     Queue,
 }
 
+/// Why a transaction was not applied, and what the refused message was for.
+type Refusal = (Option<Part>, Failure);
+
 impl Plan {
-    fn requests(&self) -> Vec<Request> {
-        self.parts().map(|(_, request)| request.clone()).collect()
+    /// Finds out whether the kernel can do it, with a chain that has no hook and is gone again at
+    /// once. When the kernel takes back a hook that it has just made, because a rule behind it is
+    /// refused, it drops all packets that wait in queues of the network namespace.
+    ///
+    /// Rules about flows are left out: they turn connection tracking on, whose hooks would be taken
+    /// back as well.
+    fn rehearse(
+        &self,
+        table: &str,
+        connection: &mut Connection,
+        family: NetfilterProtoFamily,
+    ) -> Result<(), Refusal> {
+        let chain = requests::new_unhooked_chain(table, requests::QUEUE);
+        let parts = iter::once((Part::Table, self.table.clone()))
+            .chain([(Part::Chain, chain)])
+            .chain(with(Part::Queue, &self.queue_chain.queueing))
+            .chain([(Part::Chain, requests::delete_table(table))]);
+        commit(connection, family, parts)
     }
 
-    fn part(&self, place: usize) -> Option<Part> {
-        self.parts().nth(place).map(|(part, _)| part)
-    }
-
-    /// In their order.
-    fn parts(&self) -> impl Iterator<Item = (Part, &Request)> {
+    fn carry_out(
+        &self,
+        connection: &mut Connection,
+        family: NetfilterProtoFamily,
+    ) -> Result<(), Refusal> {
         let ChainRules { decided, queueing } = &self.queue_chain;
-        iter::once((Part::Table, &self.table))
-            .chain(self.chains.iter().map(|request| (Part::Chain, request)))
-            .chain(self.remember.iter().map(|request| (Part::Flow, request)))
-            .chain(decided.iter().map(|request| (Part::Flow, request)))
-            .chain(queueing.iter().map(|request| (Part::Queue, request)))
+        let parts = iter::once((Part::Table, self.table.clone()))
+            .chain(with(Part::Chain, &self.chains))
+            .chain(with(Part::Flow, &self.remember))
+            .chain(with(Part::Flow, decided))
+            .chain(with(Part::Queue, queueing));
+        commit(connection, family, parts)
     }
+}
+
+fn with(part: Part, requests: &[Request]) -> impl Iterator<Item = (Part, Request)> {
+    requests.iter().map(move |request| (part, request.clone()))
+}
+
+fn commit(
+    connection: &mut Connection,
+    family: NetfilterProtoFamily,
+    requests: impl Iterator<Item = (Part, Request)>,
+) -> Result<(), Refusal> {
+    let (parts, requests): (Vec<_>, Vec<_>) = requests.unzip();
+    connection.commit(family, requests).map_err(|failure| {
+        let place = match &failure {
+            Failure::Refused { request, .. } => *request,
+            Failure::Unanswered(_) => None,
+        };
+        (place.and_then(|place| parts.get(place).copied()), failure)
+    })
 }
 
 /// One way to install; a refusal leads to the next.
@@ -246,11 +289,11 @@ impl Attempt {
         format!("netfilterqueue-{process}-{port:x}{number}")
     }
 
-    fn after(self, plan: &Plan, failure: Failure) -> Result<Self, Error> {
-        let Failure::Refused { request: Some(request), errno, .. } = failure else {
+    fn after(self, part: Option<Part>, failure: Failure) -> Result<Self, Error> {
+        let Failure::Refused { errno, .. } = failure else {
             return Err(failure.into());
         };
-        match (plan.part(request), errno) {
+        match (part, errno) {
             (Some(Part::Table), Errno::EEXIST) if self.name + 1 < NAMES => {
                 Ok(Self { name: self.name + 1, ..self })
             }
@@ -277,36 +320,22 @@ impl Attempt {
 mod tests {
     use super::*;
 
-    /// Table, two chains, five rules that remember, three that decide, two that queue.
-    fn plan() -> Plan {
-        let rules = Rules::new(Hook::INPUT).rule(Rule::queue(1)).rule(Rule::queue(2));
-        let attempt = Attempt::first(Family::INET);
-        rules.flow_bypass(FlowMarks::default()).plan("t", attempt).expect("a plan")
-    }
-
-    const TABLE: usize = 0;
-    const CHAIN: usize = 2;
-    const FLOW: [usize; 2] = [3, 10];
-    const QUEUE: [usize; 2] = [11, 12];
-
-    fn after(attempt: Attempt, request: usize, errno: Errno) -> Result<Attempt, Error> {
-        attempt
-            .after(&plan(), Failure::Refused { request: Some(request), errno, explanation: None })
+    fn after(attempt: Attempt, part: Part, errno: Errno) -> Result<Attempt, Error> {
+        let failure = Failure::Refused { request: Some(0), errno, explanation: None };
+        attempt.after(Some(part), failure)
     }
 
     #[test]
     fn a_refusal_leads_to_the_next_attempt() {
         let first = Attempt::first(Family::INET);
-        let after = |request, errno| after(first, request, errno).ok();
+        let after = |part, errno| after(first, part, errno).ok();
         let unowned = Attempt { owned: false, ..first };
-        assert_eq!(after(TABLE, Errno::EOPNOTSUPP), Some(unowned));
-        assert_eq!(after(TABLE, Errno::EINVAL), Some(unowned));
+        assert_eq!(after(Part::Table, Errno::EOPNOTSUPP), Some(unowned));
+        assert_eq!(after(Part::Table, Errno::EINVAL), Some(unowned));
         let compat = Attempt { mechanism: Mechanism::XtNfqueue, fallback: None, ..first };
-        for request in QUEUE {
-            assert_eq!(after(request, Errno::ENOENT), Some(compat));
-        }
+        assert_eq!(after(Part::Queue, Errno::ENOENT), Some(compat));
         let renamed = Attempt { name: 1, ..first };
-        assert_eq!(after(TABLE, Errno::EEXIST), Some(renamed));
+        assert_eq!(after(Part::Table, Errno::EEXIST), Some(renamed));
         assert_ne!(first.table(5), renamed.table(5));
     }
 
@@ -321,14 +350,13 @@ mod tests {
         };
         for errno in [Errno::EEXIST, Errno::EINVAL, Errno::EOPNOTSUPP] {
             assert!(matches!(
-                after(last, TABLE, errno),
+                after(last, Part::Table, errno),
                 Err(Error::Refused { errno: found, .. }) if found == errno
             ));
         }
-        let [queue, _] = QUEUE;
-        assert!(matches!(after(last, queue, Errno::ENOENT), Err(Error::NoRuleSupport)));
+        assert!(matches!(after(last, Part::Queue, Errno::ENOENT), Err(Error::NoRuleSupport)));
         assert!(matches!(
-            after(first, queue, Errno::EPERM),
+            after(first, Part::Queue, Errno::EPERM),
             Err(Error::Refused { errno: Errno::EPERM, .. })
         ));
     }
@@ -336,15 +364,12 @@ mod tests {
     #[test]
     fn what_is_missing_is_told_by_what_was_refused() {
         let first = Attempt::first(Family::INET);
-        for request in FLOW {
-            for errno in [Errno::ENOENT, Errno::EOPNOTSUPP, Errno::EPROTO] {
-                assert!(matches!(after(first, request, errno), Err(Error::NoFlowSupport)));
-            }
+        for errno in [Errno::ENOENT, Errno::EOPNOTSUPP, Errno::EPROTO] {
+            assert!(matches!(after(first, Part::Flow, errno), Err(Error::NoFlowSupport)));
         }
-        assert!(matches!(after(first, CHAIN, Errno::ENOENT), Err(Error::NoRuleSupport)));
+        assert!(matches!(after(first, Part::Chain, Errno::ENOENT), Err(Error::NoRuleSupport)));
         let bridge = Attempt::first(Family::BRIDGE);
-        let [queue, _] = QUEUE;
-        assert!(matches!(after(bridge, queue, Errno::ENOENT), Err(Error::NoRuleSupport)));
+        assert!(matches!(after(bridge, Part::Queue, Errno::ENOENT), Err(Error::NoRuleSupport)));
     }
 
     fn refusal(rules: Rules) -> &'static str {

@@ -50,6 +50,13 @@ pub(super) fn new_chain(table: &str, chain: &str, hook: Hook, priority: i32) -> 
     Request { flags: NLM_F_CREATE, message: NfTablesMessage::NewChain(ChainMessage { attributes }) }
 }
 
+/// A chain that packets only come to from another one.
+pub(super) fn new_unhooked_chain(table: &str, chain: &str) -> Request {
+    let attributes =
+        vec![ChainAttribute::Table(table.to_owned()), ChainAttribute::Name(chain.to_owned())];
+    Request { flags: NLM_F_CREATE, message: NfTablesMessage::NewChain(ChainMessage { attributes }) }
+}
+
 /// Behind the rules that the chain has.
 pub(super) fn new_rule(table: &str, chain: &str, expressions: Vec<Expression>) -> Request {
     let attributes = vec![

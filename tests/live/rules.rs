@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::Instant;
 
-use netfilterqueue::rules::{Family, Hook, InstalledRules, Protocol, Rule, Rules};
+use netfilterqueue::rules::{Family, FlowMarks, Hook, InstalledRules, Protocol, Rule, Rules};
 use netfilterqueue::{Batch, Errno, Error, Queue, Verdict};
 use netfilterqueue_netns::Namespace;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -16,12 +16,12 @@ use nix::unistd::Pid;
 
 use crate::kernel::lacks;
 use crate::support::{
-    Peers, SOON, UdpPair, V4, V6, expect_no_packet, queue_udp, queue_udp_at, receive_exactly,
-    udp_data, wait_until,
+    Peers, SOON, UdpPair, V4, V6, expect_no_packet, judge_while, queue_udp, queue_udp_at,
+    receive_exactly, udp_data, wait_until,
 };
 use crate::{Test, tests};
 
-pub const TESTS: [Test; 17] = tests![
+pub const TESTS: [Test; 18] = tests![
     every_hook_in_every_family_queues_its_packets_only,
     ports_and_protocols_match,
     interfaces_match,
@@ -33,6 +33,7 @@ pub const TESTS: [Test; 17] = tests![
     without_a_listener_packets_are_dropped_or_bypass,
     dropping_the_guard_lets_traffic_pass_again,
     a_pause_keeps_packets_that_wait,
+    installing_keeps_packets_that_wait,
     removal_flushes_packets_that_wait,
     installed_rules_belong_to_their_namespace,
     a_killed_process_leaves_no_rules,
@@ -298,6 +299,36 @@ fn dropping_the_guard_lets_traffic_pass_again(_: &Namespace) {
         udp.send(b"passes");
         assert_eq!(udp.receive_all(1), [b"passes"]);
     }
+}
+
+/// Also where the kernel refuses the first way to do it.
+fn installing_keeps_packets_that_wait(_: &Namespace) {
+    let mut queue = Queue::builder(1).bind().unwrap();
+    let _rules = queue_udp(1);
+    let udp = UdpPair::new(V4);
+    let tcp = Rules::new(Hook::INPUT).rule(Rule::queue(2).protocol(Protocol::TCP));
+    udp.send_each(0..3);
+    let _more = tcp.clone().install().unwrap();
+    for packet in &mut receive_exactly(&mut queue, 3) {
+        packet.accept();
+    }
+    assert_eq!(udp.receive_all(3).concat(), [0, 1, 2]);
+    udp.send_each(3..6);
+    match tcp.flow_bypass(FlowMarks::default()).install() {
+        // What waits is lost then.
+        Err(Error::NoFlowSupport) => {}
+        installed => {
+            let _flows = installed.unwrap();
+            // Connection tracking is a hook before ours now, so the kernel goes on with ours once
+            // more: it remembers by its place where a packet was.
+            let receive = || udp.receive_all(3).concat();
+            let arrived = judge_while(&mut queue, |packet| packet.accept(), receive);
+            assert_eq!(arrived, [3, 4, 5]);
+            assert_eq!(queue.stats().received, 9);
+        }
+    }
+    expect_no_packet(&mut queue);
+    assert_eq!(queue.take_refusals(), []);
 }
 
 fn a_pause_keeps_packets_that_wait(_: &Namespace) {
