@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 
 use crate::harness::{Test, tests};
 use crate::program::{Program, count};
+use crate::support::wait_until;
 use crate::traffic::Pair;
 
 pub const TESTS: [Test; 5] = tests![
@@ -101,8 +102,10 @@ fn a_second_interrupt_ends_it_at_once(_: &Namespace) {
     let pair = Pair::at("127.0.0.1");
     let mut program = start(pair.port(), "--work 1h --interval 1h");
     pair.send(0..3);
+    // From now on it sleeps over its first packet.
+    wait_until("the packets are read", nothing_waits_in_sockets);
     program.signal(Signal::SIGINT);
-    // It still sleeps over its first packet; the other signal must not be taken for the same.
+    // The other signal must not be taken for the same.
     std::thread::sleep(Duration::from_millis(300));
     assert!(program.runs());
     program.signal(Signal::SIGINT);
@@ -111,6 +114,15 @@ fn a_second_interrupt_ends_it_at_once(_: &Namespace) {
     assert_eq!(signal, Some(Signal::SIGINT as i32), "{ended:?}");
     pair.send(3..6);
     assert_eq!(pair.numbers(), [3, 4, 5], "the rule is gone, and with it what waited");
+}
+
+/// Whether the netfilter sockets of this namespace have no message that was not read.
+fn nothing_waits_in_sockets() -> bool {
+    const NETLINK_NETFILTER: &str = "12";
+    let table = std::fs::read_to_string("/proc/thread-self/net/netlink").unwrap();
+    let rows = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let mut sockets = rows.filter(|row| row[1] == NETLINK_NETFILTER);
+    sockets.all(|row| row[4] == "0")
 }
 
 fn nobody_who_reads_on_is_an_end(_: &Namespace) {
