@@ -322,7 +322,8 @@ fn installing_keeps_packets_that_wait(_: &Namespace) {
             // Connection tracking is a hook before ours now, so the kernel goes on with ours once
             // more: it remembers by its place where a packet was.
             let receive = || udp.receive_all(3).concat();
-            let arrived = judge_while(&mut queue, |packet| packet.accept(), receive);
+            let arrived =
+                judge_while(&mut queue, |packet| packet.verdict(Verdict::Accept), receive);
             assert_eq!(arrived, [3, 4, 5]);
             assert_eq!(queue.stats().received, 9);
         }
