@@ -1,6 +1,7 @@
 //! A program under test: started in the namespace of the calling thread, ended by a signal.
 
 use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -27,6 +28,16 @@ pub struct Ended {
     pub stderr: String,
 }
 
+/// Where a program lies: in the folder `NETFILTERQUEUE_PROGRAMS` if that is set, for machines that
+/// the tests were not built on.
+fn here(path: &str) -> PathBuf {
+    let path = Path::new(path);
+    match (std::env::var_os("NETFILTERQUEUE_PROGRAMS"), path.file_name()) {
+        (Some(folder), Some(name)) => Path::new(&folder).join(name),
+        _ => path.to_owned(),
+    }
+}
+
 impl Program {
     /// Starts the program at `path`, as `env!("CARGO_BIN_EXE_name")` gives it, and waits until its
     /// queue is bound and its rule installed.
@@ -38,7 +49,7 @@ impl Program {
 
     /// Starts a program without waiting.
     pub fn spawn(path: &str, arguments: &[&str]) -> Self {
-        let mut child = Command::new(path)
+        let mut child = Command::new(here(path))
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
