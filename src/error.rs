@@ -81,7 +81,7 @@ pub enum Error {
     /// network namespace of the socket (`EPERM`).
     #[error(
         "{operation} needs CAP_NET_ADMIN; run as root, grant it (setcap cap_net_admin+ep, \
-         --cap-add NET_ADMIN), or enter a user and network namespace of your own"
+         --cap-add NET_ADMIN), or enter a user and network namespace of your own (unshare -rn)"
     )]
     #[non_exhaustive]
     NoCapability {
@@ -97,8 +97,8 @@ pub enum Error {
     NoQueueSupport,
     /// The kernel refused configuration flags that it does not know or cannot serve.
     #[error(
-        "the kernel refused {flags} for queue {queue}; leave the option out or use a newer kernel \
-         (CONNTRACK also needs the module nf_conntrack_netlink)"
+        "the kernel refused {flags} for queue {queue}: it lacks a module (CONNTRACK needs modprobe \
+         nf_conntrack_netlink) or is too old; or leave the option out"
     )]
     #[non_exhaustive]
     FlagsRefused {
@@ -108,10 +108,10 @@ pub enum Error {
         flags: ConfigFlags,
     },
     /// The kernel has neither nft's `queue` expression nor `nft_compat` with the `NFQUEUE` target,
-    /// which is of no use in the bridge family.
+    /// which is of no use in the bridge family; or it has no base chains for the family.
     #[error(
-        "the kernel can put no queue rule in place: it has neither nft_queue nor nft_compat with \
-         xt_NFQUEUE; load one of them (modprobe nft_queue; the bridge family needs that one)"
+        "the kernel can put no such queue rule in place: it needs nft_queue (modprobe nft_queue), or, \
+         but not in the bridge family, nft_compat with xt_NFQUEUE"
     )]
     NoRuleSupport,
     /// The kernel has no `ct` expression of nft, or none that knows connection marks; for the
@@ -209,7 +209,7 @@ fn number(queue: Option<u16>) -> String {
 }
 
 fn rule_at(place: Option<usize>) -> String {
-    place.map_or_else(|| "the rules".to_owned(), |place| format!("the rule at place {place}"))
+    place.map_or_else(|| "the rules".to_owned(), |place| format!("rule {}", place + 1))
 }
 
 fn text(explanation: Option<&String>) -> String {
@@ -384,7 +384,7 @@ mod tests {
                 Kind::Unsupported,
                 &["queue 7", "NFQA_CFG_F_CONNTRACK", "leave the option out"],
             ),
-            (Error::NoRuleSupport, Kind::Unsupported, &["modprobe nft_queue"]),
+            (Error::NoRuleSupport, Kind::Unsupported, &["modprobe nft_queue", "xt_NFQUEUE"]),
             (Error::NoFlowSupport, Kind::Unsupported, &["flow bypass", "nft_ct"]),
             (
                 Error::Refused { operation, queue, errno, explanation },
@@ -406,7 +406,7 @@ mod tests {
             (
                 Error::InvalidRule { rule, reason: "no port" },
                 Kind::InvalidInput,
-                &["the rule at place 2", "no port"],
+                &["rule 3 cannot", "no port"],
             ),
             (
                 Error::InvalidRule { rule: None, reason: "no rule" },

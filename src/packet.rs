@@ -94,6 +94,7 @@ impl<'a> Packet<'a> {
     /// packet.verdict(if drop { Verdict::Drop } else { Verdict::Accept })
     /// # }
     /// ```
+    #[doc(alias = "drop")]
     #[expect(clippy::must_use_candidate, reason = "only a closure needs the proof")]
     #[inline]
     pub fn verdict(self, verdict: Verdict) -> Decided<'a> {

@@ -1,5 +1,6 @@
 //! A bound queue: receiving, reconfiguring, stopping, closing.
 
+use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -29,7 +30,6 @@ use crate::stop::StopHandle;
 ///
 /// Dropping it gives the numbers back; the kernel drops the packets that wait in them.
 /// [`Queue::close`] does the same and reports errors; [`Queue::drain`] judges them first.
-#[derive(Debug)]
 #[must_use = "a queue that is dropped gives its numbers back"]
 pub struct Queue {
     pub(crate) binding: Arc<Binding>,
@@ -294,6 +294,16 @@ impl Drop for Queue {
                 let _ = self.control.send(&self.binding, &unbind);
             }
         }
+    }
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue")
+            .field("numbers", &self.numbers().collect::<Vec<_>>())
+            .field("port_id", &self.port_id())
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
     }
 }
 

@@ -26,6 +26,28 @@ impl Queue {
     /// Should it panic, the packets it has judged get their verdicts, and the rest of the batch
     /// gets the default verdict.
     ///
+    /// To end it from inside, with an error of the program's own:
+    ///
+    /// ```no_run
+    /// # fn check(_: &[u8]) -> std::io::Result<bool> { Ok(true) }
+    /// # fn judge(queue: &mut netfilterqueue::Queue) -> Result<(), Box<dyn std::error::Error>> {
+    /// use netfilterqueue::Verdict;
+    ///
+    /// let stop = queue.stop_handle();
+    /// let mut failed = None;
+    /// queue.run(|packet| match check(packet.payload()) {
+    ///     Ok(true) => packet.accept(),
+    ///     Ok(false) => packet.verdict(Verdict::Drop),
+    ///     Err(error) => {
+    ///         failed = Some(error);
+    ///         stop.stop(); // after this batch
+    ///         packet.verdict(Verdict::Drop)
+    ///     }
+    /// })?;
+    /// failed.map_or(Ok(()), |error| Err(error.into()))
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// Those of [`Queue::recv`] and of [`Batch::commit`], except [`Error::WouldBlock`], and

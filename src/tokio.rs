@@ -167,6 +167,7 @@ impl AsyncQueue {
     ///
     /// If the runtime was made without I/O or without timers
     /// ([`Builder::enable_all`](tokio::runtime::Builder::enable_all) has both).
+    #[track_caller]
     pub fn new(queue: Queue) -> Result<Self, Error> {
         if Handle::try_current().is_err() {
             return Err(Error::InvalidQueue(

@@ -44,11 +44,14 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let recipe = arguments.first().and_then(|name| RECIPES.iter().find(|(known, _)| known == name));
     let number = arguments.get(1).and_then(|number| number.parse().ok());
-    let (Some((_, run)), Some(number)) = (recipe, number) else {
+    let (Some((name, run)), Some(number)) = (recipe, number) else {
         let names = RECIPES.map(|(name, _)| name).join("\n    ");
         eprintln!("usage: recipes NAME QUEUE, where NAME is one of\n    {names}");
         return ExitCode::from(2);
     };
+    eprintln!(
+        "recipes: {name} with queue {number}; Ctrl-C ends. Its file tells if it needs a rule"
+    );
     match run(number) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -17,7 +17,7 @@ use crate::flow::FlowBypass;
 ///
 /// It holds a socket, which keeps its network namespace alive, and to which it all belongs: moving
 /// the thread to another namespace changes nothing.
-#[must_use = "dropping it deletes the rules"]
+#[must_use = "dropping it deletes the rules; keep it in a variable with a name, `let _rules =`"]
 pub struct InstalledRules {
     connection: Connection,
     family: NetfilterProtoFamily,
