@@ -204,7 +204,7 @@ impl AsyncQueue {
         cx: &mut Context<'_>,
         batch: &mut Batch,
     ) -> Poll<Result<usize, Error>> {
-        self.send_unsent()?;
+        self.queue.commit_own()?;
         self.poll_receive(cx, batch, Waits::Yes)
     }
 
@@ -229,7 +229,7 @@ impl AsyncQueue {
             match poll_fn(|cx| self.poll_judge(cx, &mut judge, Waits::Yes)).await {
                 Error::Stopped => return Ok(()),
                 error if is_unsent(&error) && !self.queue.binding.wake().take_stop() => {
-                    sleep(RETRY_AFTER).await;
+                    self.pause().await?;
                 }
                 error => return Err(error),
             }
@@ -259,7 +259,7 @@ impl AsyncQueue {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<RetainedPacket, Error>> {
-        self.send_unsent()?;
+        self.queue.commit_own()?;
         ready!(self.poll_room(cx))?;
         // One at a time, so that none is left over for which there is no room.
         let mut batch = self.single.take().unwrap_or_else(|| Batch::new(1));
@@ -311,7 +311,7 @@ impl AsyncQueue {
                             error => error,
                         });
                     }
-                    sleep(RETRY_AFTER).await;
+                    self.pause().await?;
                 }
                 error => return Err(error),
             }
@@ -360,9 +360,18 @@ impl AsyncQueue {
         self.into_inner().close()
     }
 
-    /// Sends verdicts that [`AsyncQueue::run`] could not send before it was dropped.
-    fn send_unsent(&mut self) -> Result<(), Error> {
-        self.queue.batch.as_mut().map_or(Ok(()), Batch::commit_leftovers)
+    /// Waits before verdicts are tried again to be sent. By the timer of the queue's own runtime:
+    /// who polls may have none.
+    async fn pause(&mut self) -> Result<(), Error> {
+        self.sleep.as_mut().reset((Instant::now() + RETRY_AFTER).into());
+        poll_fn(|cx| {
+            // Timers of a runtime that is gone panic.
+            if let Poll::Ready(Err(error)) = self.wake.poll_read_ready(cx) {
+                return Poll::Ready(Err(unwaitable(error)));
+            }
+            self.sleep.as_mut().poll(cx).map(Ok)
+        })
+        .await
     }
 
     /// Receives and judges until that fails, and returns why. There is no wait between the receipt
@@ -386,6 +395,14 @@ impl AsyncQueue {
                 break Poll::Ready(error);
             }
         };
+        // What cannot be sent at all must not stand in the way of all that comes: it is dropped,
+        // which leaves it to the next receive.
+        if let Poll::Ready(error) = &result
+            && !matches!(error, Error::Stopped | Error::WouldBlock)
+            && !is_unsent(error)
+        {
+            return result;
+        }
         self.queue.batch = Some(batch);
         result
     }
