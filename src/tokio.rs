@@ -204,6 +204,8 @@ impl AsyncQueue {
         cx: &mut Context<'_>,
         batch: &mut Batch,
     ) -> Poll<Result<usize, Error>> {
+        // Whether or not it is this task's turn to receive.
+        batch.commit_leftovers()?;
         self.queue.commit_own()?;
         self.poll_receive(cx, batch, Waits::Yes)
     }
@@ -466,7 +468,11 @@ impl AsyncQueue {
             self.queue.binding.wake().clear();
             return Poll::Ready(Ok(()));
         }
-        let Some(deadline) = self.queue.next_deadline() else { return Poll::Pending };
+        // Timers round up, and panic where the clock ends.
+        let is_in_range = |at: &Instant| at.checked_add(RETRY_AFTER).is_some();
+        let Some(deadline) = self.queue.next_deadline().filter(is_in_range) else {
+            return Poll::Pending;
+        };
         if self.sleep.deadline().into_std() != deadline {
             self.sleep.as_mut().reset(deadline.into());
         }
