@@ -83,6 +83,9 @@
 //! packets wait in the socket's receive buffer and in the kernel's queue, whose sizes say how long
 //! that may last.
 //!
+//! Another runtime or executor may poll the futures here, as long as this one goes on. When it shuts
+//! down they fail; one that waits for a deadline at that moment may panic, as tokio's timers do.
+//!
 //! Deadlines of retained packets pass only while one of the futures here is awaited, and so do the
 //! things that [`Queue::next_deadline`] tells of: receiving is what sees to them.
 //!
