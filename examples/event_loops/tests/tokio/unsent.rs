@@ -1,13 +1,14 @@
 //! Verdicts that the kernel does not take: one thread's sends are made to fail, as if the kernel
 //! had no memory.
 
+use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netfilterqueue::tokio::AsyncQueue;
-use netfilterqueue::{Batch, Error, Queue, Verdict};
+use netfilterqueue::{Batch, Error, Operation, Queue, Verdict};
 use netfilterqueue_netns::Namespace;
 use nix::errno::Errno;
 use nix::libc::SYS_sendmsg;
@@ -22,7 +23,7 @@ use crate::kernel::untested;
 use crate::support::{QUIET, SOON, UdpPair, V4, queue_udp};
 use crate::{Test, faults, one_thread, soon, two_threads};
 
-pub const TESTS: [Test; 8] = faults![
+pub const TESTS: [Test; 9] = faults![
     a_run_that_is_dropped_keeps_what_it_could_not_send,
     a_run_that_is_stopped_tells_what_it_could_not_send,
     what_could_not_be_sent_is_sent_when_the_queue_is_given_back,
@@ -31,6 +32,7 @@ pub const TESTS: [Test; 8] = faults![
     what_could_not_be_sent_is_sent_by_the_next_receive,
     a_verdict_that_cannot_be_sent_does_not_block_the_queue,
     a_run_waits_for_memory_without_a_runtime_around_it,
+    a_drain_gives_up_after_a_while,
 ];
 
 const PACKETS: usize = 20;
@@ -139,13 +141,8 @@ fn a_run_that_is_stopped_tells_what_it_could_not_send(_: &Namespace) {
         tokio::join!(run, stopping).0
     };
     let Some(result) = without_memory(runtime.handle(), run) else { return };
-    let error = result.unwrap_err();
-    let Error::System { error: reason, .. } = &error else { panic!("{error:?}") };
-    assert_eq!(reason.raw_os_error(), Some(Errno::ENOBUFS as i32), "not as if all were well");
-    let drain = async { timeout(Duration::from_secs(3), queue.drain(|_| panic!("judged"))).await };
-    // It gives up after two seconds.
-    let result = without_memory(runtime.handle(), drain).unwrap().unwrap();
-    assert!(matches!(result, Err(Error::System { .. })), "{result:?}");
+    // Not as if all were well.
+    expect_no_memory(&result);
     runtime.block_on(soon(queue.drain(|_| panic!("all are judged")))).unwrap();
     traffic.settle(&ledger, Counted::default());
 }
@@ -264,25 +261,61 @@ fn a_run_waits_for_memory_without_a_runtime_around_it(_: &Namespace) {
     traffic.send(PACKETS, 8);
     let mut queue = runtime.block_on(async { AsyncQueue::new(queue) }).unwrap();
     let stop = queue.stop_handle();
-    let results = thread::scope(|scope| {
+    let result = thread::scope(|scope| {
         let running = scope.spawn(|| {
             if let Err(obstacle) = make_sends_fail() {
                 untested("sends that fail (seccomp)", obstacle);
                 return None;
             }
-            let run = block_on(queue.run(|packet| judge(&ledger, packet)));
-            Some([run, block_on(queue.drain(|_| panic!("judged")))])
+            Some(block_on(queue.run(|packet| judge(&ledger, packet))))
         });
         thread::sleep(2 * QUIET);
         stop.stop();
         running.join().unwrap()
     });
-    let Some(results) = results else { return };
-    for result in results {
-        assert!(matches!(result, Err(Error::System { .. })), "{result:?}");
-    }
+    let Some(result) = result else { return };
+    expect_no_memory(&result);
     block_on(queue.drain(|_| panic!("all are judged"))).unwrap();
     traffic.settle(&ledger, Counted::default());
+}
+
+/// The kernel has memory for the request that closes the queue to packets, and then none.
+fn a_drain_gives_up_after_a_while(_: &Namespace) {
+    let runtime = two_threads();
+    let queue = Queue::builder(1).bind().unwrap();
+    let _rules = queue_udp(1);
+    let (traffic, ledger) = (Traffic::new(PACKETS, 8), Ledger::default());
+    traffic.send(PACKETS, 8);
+    let mut queue = runtime.block_on(async { AsyncQueue::new(queue) }).unwrap();
+    let mut obstacle = None;
+    let began = Instant::now();
+    let result = thread::scope(|scope| {
+        let draining = scope.spawn(|| {
+            let mut is_first = true;
+            block_on(queue.drain(|packet| {
+                if mem::take(&mut is_first) {
+                    obstacle = make_sends_fail().err().map(|error| error.to_string());
+                }
+                judge(&ledger, packet)
+            }))
+        });
+        draining.join().unwrap()
+    });
+    if let Some(obstacle) = obstacle {
+        return untested("sends that fail (seccomp)", obstacle);
+    }
+    expect_no_memory(&result);
+    assert!(began.elapsed() >= Duration::from_secs(2), "after {:?}", began.elapsed());
+    block_on(queue.drain(|_| panic!("all are judged"))).unwrap();
+    traffic.settle(&ledger, Counted::default());
+}
+
+#[track_caller]
+fn expect_no_memory(result: &Result<(), Error>) {
+    let Err(Error::System { operation: Operation::Verdict, error, .. }) = result else {
+        panic!("{result:?}");
+    };
+    assert_eq!(error.raw_os_error(), Some(Errno::ENOBUFS as i32), "{error}");
 }
 
 /// Polls a future in this thread, whatever it is about.
@@ -295,10 +328,12 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     }
     let waker = Arc::new(Unpark(thread::current())).into();
     let mut future = std::pin::pin!(future);
+    let deadline = Instant::now() + SOON;
     loop {
+        assert!(Instant::now() < deadline, "it takes too long");
         if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return value;
         }
-        thread::park_timeout(SOON);
+        thread::park_timeout(QUIET);
     }
 }
