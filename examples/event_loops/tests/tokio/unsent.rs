@@ -23,7 +23,7 @@ use crate::kernel::untested;
 use crate::support::{QUIET, SOON, UdpPair, V4, queue_udp};
 use crate::{Test, faults, one_thread, soon, two_threads};
 
-pub const TESTS: [Test; 9] = faults![
+pub const TESTS: [Test; 10] = faults![
     a_run_that_is_dropped_keeps_what_it_could_not_send,
     a_run_that_is_stopped_tells_what_it_could_not_send,
     what_could_not_be_sent_is_sent_when_the_queue_is_given_back,
@@ -33,6 +33,7 @@ pub const TESTS: [Test; 9] = faults![
     a_verdict_that_cannot_be_sent_does_not_block_the_queue,
     a_run_waits_for_memory_without_a_runtime_around_it,
     a_drain_gives_up_after_a_while,
+    what_is_left_does_not_end_a_blocking_run,
 ];
 
 const PACKETS: usize = 20;
@@ -308,6 +309,32 @@ fn a_drain_gives_up_after_a_while(_: &Namespace) {
     assert!(began.elapsed() >= Duration::from_secs(2), "after {:?}", began.elapsed());
     block_on(queue.drain(|_| panic!("all are judged"))).unwrap();
     traffic.settle(&ledger, Counted::default());
+}
+
+/// It waits for memory as for that of its own packets, until it is stopped.
+fn what_is_left_does_not_end_a_blocking_run(_: &Namespace) {
+    let runtime = two_threads();
+    let queue = Queue::builder(1).bind().unwrap();
+    let _rules = queue_udp(1);
+    let (traffic, ledger) = (Traffic::new(PACKETS, 8), Ledger::default());
+    traffic.send(PACKETS, 8);
+    let mut queue = runtime.block_on(async { AsyncQueue::new(queue) }).unwrap();
+    let stop = queue.stop_handle();
+    let without_memory = without_memory(runtime.handle(), async move {
+        timeout(QUIET, queue.run(|packet| judge(&ledger, packet))).await.unwrap_err();
+        let mut queue = queue.into_inner();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(2 * QUIET);
+                stop.stop();
+            });
+            let began = Instant::now();
+            (queue.run(|_| panic!("judged")), began.elapsed())
+        })
+    });
+    let Some((result, elapsed)) = without_memory else { return };
+    expect_no_memory(&result);
+    assert!(elapsed >= 2 * QUIET, "it ended by itself after {elapsed:?}");
 }
 
 #[track_caller]
