@@ -288,7 +288,10 @@ fn answer(operation: Operation, ack: &Ack<'_>) -> Result<(), Error> {
 
 /// Names the queue number, where the request has one.
 fn about(request: &ConfigMessage, mut error: Error) -> Error {
-    if let Error::Refused { queue, .. } | Error::AckTimeout { queue, .. } = &mut error
+    if let Error::Refused { queue, operation, .. } | Error::AckTimeout { queue, operation, .. } =
+        &mut error
+        // A probe has a number that it is not about.
+        && *operation != Operation::Probe
         && request.command != Some(Command::PfBind)
     {
         *queue = Some(request.queue);

@@ -131,7 +131,8 @@ pub enum Error {
     Refused {
         /// What was refused.
         operation: Operation,
-        /// The queue number, if it was about one: of several, those before it are done.
+        /// The queue number, if it was about one. Of several, those before it are done; if they
+        /// were to be bound, none is.
         queue: Option<u16>,
         /// The kernel's reason.
         errno: Errno,
@@ -149,7 +150,8 @@ pub enum Error {
     AckTimeout {
         /// What was asked.
         operation: Operation,
-        /// The queue number, if it was about one: of several, those before it are done.
+        /// The queue number, if it was about one. Of several, those before it are done; if they
+        /// were to be bound, none is.
         queue: Option<u16>,
         /// How long the answer was waited for.
         waited: Duration,

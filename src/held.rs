@@ -29,9 +29,9 @@ impl Held {
     pub(crate) fn remove(&self, bytes: usize) -> bool {
         self.bytes.fetch_sub(bytes as u64, Ordering::SeqCst);
         self.packets.fetch_sub(1, Ordering::SeqCst);
-        // Nearly always nobody does. Looked at after the counts are less: who has said before that
-        // he waits is seen here, who says so later sees the counts.
-        self.is_awaited.load(Ordering::SeqCst) && self.is_awaited.swap(false, Ordering::SeqCst)
+        // Looked at after the counts are less: who has said before that he waits is seen here, who
+        // says so later sees the counts.
+        self.is_awaited.swap(false, Ordering::SeqCst)
     }
 
     /// Whether one more packet may be retained. If not, the next [`Held::remove`] tells that
@@ -40,7 +40,8 @@ impl Held {
         if self.is_below(limit) {
             return true;
         }
-        self.is_awaited.store(true, Ordering::SeqCst);
+        // As cheap as a store; loom has a store overtaken by the loads that come after it.
+        self.is_awaited.swap(true, Ordering::SeqCst);
         self.is_below(limit)
     }
 

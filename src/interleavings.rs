@@ -9,6 +9,7 @@ use loom::thread;
 use netfilterqueue_protocol::verdict::Verdict;
 
 use crate::deadlines::Deadlines;
+use crate::held::{Held, Limit};
 use crate::stop::{StopHandle, WakeUp};
 use crate::sync::{Mutex, Shared};
 use crate::verdicts::{Form, Outstanding};
@@ -18,7 +19,7 @@ const QUEUE: u16 = 7;
 /// Runs a test in every order in which no thread is interrupted more than three times. The test
 /// calls what it is given where other threads should also be tried first: by itself loom 0.7 does
 /// not find all orders in which a thread takes several steps at once.
-fn explore(test: fn(let_others_go: fn())) {
+fn explore(test: impl Fn(fn()) + Copy + Send + Sync + 'static) {
     for let_others_go in [(|| {}) as fn(), thread::yield_now] {
         let mut orders = loom::model::Builder::new();
         orders.preemption_bound = Some(3);
@@ -257,4 +258,48 @@ fn a_packet_is_judged_by_the_program_or_by_its_deadline() {
         assert_eq!(by_program + by_deadline, 1);
         assert_eq!(deadlines.next(), None);
     });
+}
+
+/// As `AsyncQueue::poll_room` does it: whether there is room, or else it sleeps until the event.
+fn wait_for_room(held: &Held, limit: Limit, wake: &Shared<WakeUp>, let_others_go: fn()) -> bool {
+    loop {
+        wake.reset();
+        if held.has_room(limit) {
+            return true;
+        }
+        let_others_go();
+        if !wake.event().is_readable() {
+            return false;
+        }
+        wake.clear();
+    }
+}
+
+/// Two threads let go of packets, after the first of which there may still be no room.
+#[test]
+fn who_waits_for_room_is_woken_when_there_is_some() {
+    for limit in [Limit { packets: 1, bytes: 100 }, Limit { packets: 2, bytes: 100 }] {
+        explore(move |let_others_go| {
+            let (held, wake) = (Shared::new(Held::default()), wake_up());
+            (0..2).for_each(|_| held.add(50));
+            let judges = [(); 2].map(|()| {
+                let (held, wake) = (Shared::clone(&held), Shared::clone(&wake));
+                thread::spawn(move || {
+                    if held.remove(50) {
+                        wake.wake();
+                    }
+                })
+            });
+            let_others_go();
+            let mut has_room = wait_for_room(&held, limit, &wake, let_others_go);
+            for judge in judges {
+                judge.join().expect("no panic");
+            }
+            if !has_room {
+                assert!(wake.event().is_readable(), "the task sleeps beside a free place");
+                has_room = wait_for_room(&held, limit, &wake, let_others_go);
+            }
+            assert!(has_room);
+        });
+    }
 }

@@ -44,7 +44,7 @@ mod flow;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
-#[cfg(feature = "tokio")]
+#[cfg(any(feature = "tokio", all(test, loom)))]
 mod held;
 mod hook;
 mod intake;

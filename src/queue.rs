@@ -262,9 +262,11 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// As [`Queue::set_copy_mode`]; the queue is closed all the same when the last batch and
-    /// retained packet is gone.
+    /// As [`Queue::set_copy_mode`], or as [`Batch::commit`] if a future of `tokio::AsyncQueue::run`
+    /// has left verdicts; the queue is closed all the same when the last batch and retained packet
+    /// is gone.
     pub fn close(mut self) -> Result<(), Error> {
+        self.commit_own()?;
         for number in self.binding.outstanding().queues() {
             let unbind = ConfigMessage::command(number, Command::Unbind);
             self.control.ask(&self.binding, &mut self.intake, Operation::Unbind, &unbind)?;
@@ -288,6 +290,7 @@ impl Drop for Queue {
         // For who reads them afterwards.
         self.binding.counters().publish(&self.intake.stats);
         // Not left to the closing of the socket: batches and retained packets keep that open.
+        let _ = self.commit_own();
         if self.binding.close() {
             for number in self.binding.outstanding().queues() {
                 let unbind = ConfigMessage::command(number, Command::Unbind);

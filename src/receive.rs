@@ -104,6 +104,12 @@ impl Queue {
         self.receive_within(until.map_or(Patience::Endless, Patience::Until), batch)
     }
 
+    /// Sends what is left in the buffers of [`Queue::run`]: verdicts of a run of
+    /// `tokio::AsyncQueue` that was dropped when the kernel had no memory for them.
+    pub(crate) fn commit_own(&mut self) -> Result<(), Error> {
+        self.batch.as_mut().map_or(Ok(()), Batch::commit_leftovers)
+    }
+
     /// How long the program wants to wait.
     pub(crate) const fn patience(&self) -> Patience {
         if self.nonblocking { Patience::None } else { Patience::Endless }
@@ -115,6 +121,7 @@ impl Queue {
         batch: &mut Batch,
     ) -> Result<usize, Error> {
         batch.commit_leftovers()?;
+        self.commit_own()?;
         // Without waiting, only asking tells whether more has come.
         self.drained &= patience != Patience::None;
         let mut has_waited = patience.was_told();

@@ -79,6 +79,10 @@ impl Queue {
     {
         let mut batch = self.take_batch();
         loop {
+            // At first, what a future of `tokio::AsyncQueue::run` may have left.
+            if let Err(error) = self.commit_within(patience, &mut batch) {
+                return error;
+            }
             match self.receive_within(patience, &mut batch) {
                 Ok(_) => {}
                 Err(error) => {
@@ -90,9 +94,6 @@ impl Queue {
             }
             for packet in &mut batch {
                 judge(packet);
-            }
-            if let Err(error) = self.commit_within(patience, &mut batch) {
-                return error;
             }
         }
     }

@@ -84,6 +84,9 @@
 //! packets wait in the socket's receive buffer and in the kernel's queue, whose sizes say how long
 //! that may last.
 //!
+//! Another runtime or executor may poll the futures here, as long as this one goes on. When it shuts
+//! down they fail; one that waits for a deadline at that moment may panic, as tokio's timers do.
+//!
 //! Deadlines of retained packets pass only while one of the futures here is awaited, and so do the
 //! things that [`Queue::next_deadline`] tells of: receiving is what sees to them.
 //!
@@ -206,7 +209,9 @@ impl AsyncQueue {
         cx: &mut Context<'_>,
         batch: &mut Batch,
     ) -> Poll<Result<usize, Error>> {
-        self.send_unsent()?;
+        // Whether or not it is this task's turn to receive.
+        batch.commit_leftovers()?;
+        self.queue.commit_own()?;
         self.poll_receive(cx, batch, Waits::Yes)
     }
 
@@ -231,7 +236,7 @@ impl AsyncQueue {
             match poll_fn(|cx| self.poll_judge(cx, &mut judge, Waits::Yes)).await {
                 Error::Stopped => return Ok(()),
                 error if is_unsent(&error) && !self.queue.binding.wake().take_stop() => {
-                    sleep(RETRY_AFTER).await;
+                    self.pause().await?;
                 }
                 error => return Err(error),
             }
@@ -261,7 +266,7 @@ impl AsyncQueue {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<RetainedPacket, Error>> {
-        self.send_unsent()?;
+        self.queue.commit_own()?;
         ready!(self.poll_room(cx))?;
         // One at a time, so that none is left over for which there is no room.
         let mut batch = self.single.take().unwrap_or_else(|| Batch::new(1));
@@ -313,7 +318,7 @@ impl AsyncQueue {
                             error => error,
                         });
                     }
-                    sleep(RETRY_AFTER).await;
+                    self.pause().await?;
                 }
                 error => return Err(error),
             }
@@ -362,9 +367,18 @@ impl AsyncQueue {
         self.into_inner().close()
     }
 
-    /// Sends verdicts that [`AsyncQueue::run`] could not send before it was dropped.
-    fn send_unsent(&mut self) -> Result<(), Error> {
-        self.queue.batch.as_mut().map_or(Ok(()), Batch::commit_leftovers)
+    /// Waits before verdicts are tried again to be sent. By the timer of the queue's own runtime:
+    /// who polls may have none.
+    async fn pause(&mut self) -> Result<(), Error> {
+        self.sleep.as_mut().reset((Instant::now() + RETRY_AFTER).into());
+        poll_fn(|cx| {
+            // Timers of a runtime that is gone panic.
+            if let Poll::Ready(Err(error)) = self.wake.poll_read_ready(cx) {
+                return Poll::Ready(Err(unwaitable(error)));
+            }
+            self.sleep.as_mut().poll(cx).map(Ok)
+        })
+        .await
     }
 
     /// Receives and judges until that fails, and returns why. There is no wait between the receipt
@@ -388,6 +402,14 @@ impl AsyncQueue {
                 break Poll::Ready(error);
             }
         };
+        // What cannot be sent at all must not stand in the way of all that comes: it is dropped,
+        // which leaves it to the next receive.
+        if let Poll::Ready(error) = &result
+            && !matches!(error, Error::Stopped | Error::WouldBlock)
+            && !is_unsent(error)
+        {
+            return result;
+        }
         self.queue.batch = Some(batch);
         result
     }
@@ -451,7 +473,11 @@ impl AsyncQueue {
             self.queue.binding.wake().clear();
             return Poll::Ready(Ok(()));
         }
-        let Some(deadline) = self.queue.next_deadline() else { return Poll::Pending };
+        // Timers round up, and panic where the clock ends.
+        let is_in_range = |at: &Instant| at.checked_add(RETRY_AFTER).is_some();
+        let Some(deadline) = self.queue.next_deadline().filter(is_in_range) else {
+            return Poll::Pending;
+        };
         if self.sleep.deadline().into_std() != deadline {
             self.sleep.as_mut().reset(deadline.into());
         }

@@ -241,7 +241,27 @@ impl Play {
 
 #[cfg(test)]
 mod tests {
+    use netfilterqueue_protocol::config::{Command, ConfigMessage};
     use proptest::prelude::*;
+
+    use crate::control::about;
+    use crate::errno::Errno;
+    use crate::error::{Error, Operation};
+
+    #[test]
+    fn a_refusal_names_the_number_that_it_is_about() {
+        let number = |operation, request| {
+            let (queue, errno, explanation) = (None, Errno::ENOMEM, None);
+            match about(&request, Error::Refused { operation, queue, errno, explanation }) {
+                Error::Refused { queue, .. } => queue,
+                error => panic!("{error}"),
+            }
+        };
+        assert_eq!(number(Operation::Configure, ConfigMessage::new(7)), Some(7));
+        let access = ConfigMessage::command(0, Command::PfBind);
+        assert_eq!(number(Operation::Bind, access), None);
+        assert_eq!(number(Operation::Probe, ConfigMessage::new(0)), None, "as good as any other");
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2_000))]

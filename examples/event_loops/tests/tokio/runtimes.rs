@@ -9,11 +9,12 @@ use netfilterqueue::tokio::AsyncQueue;
 use netfilterqueue::{Batch, CopyMode, Error, Queue, Verdict};
 use netfilterqueue_netns::Namespace;
 use tokio::runtime::Builder;
+use tokio::task::coop;
 
 use crate::support::{QUIET, SOON, UdpPair, V4, judge, kernel_stats, queue_udp};
 use crate::{Test, faults, must_wait, one_thread, poll_once, soon, two_threads};
 
-pub const TESTS: [Test; 15] = faults![
+pub const TESTS: [Test; 17] = faults![
     without_a_runtime_there_is_an_error,
     a_runtime_without_io_or_timers_panics_at_once,
     a_runtime_that_is_gone_is_an_error,
@@ -29,6 +30,8 @@ pub const TESTS: [Test; 15] = faults![
     a_closed_queue_refuses_verdicts,
     a_panic_leaves_every_packet_with_a_verdict,
     a_backlog_takes_as_few_system_calls_as_it_can,
+    what_a_batch_held_is_committed_by_the_first_poll,
+    a_deadline_beyond_the_clock_is_no_panic,
 ];
 
 /// A queue, the packets that it gets, and where they come from.
@@ -375,4 +378,52 @@ fn a_backlog_takes_as_few_system_calls_as_it_can(_: &Namespace) {
         assert_eq!(queue.queue().stats().cumulative_verdicts, 2);
     });
     udp.receive_all(100);
+}
+
+/// Also where the task has used up its turn.
+fn what_a_batch_held_is_committed_by_the_first_poll(_: &Namespace) {
+    let (queue, _rules, udp) = set_up();
+    udp.send_each(1..=2);
+    one_thread().block_on(async {
+        let mut queue = AsyncQueue::new(queue).unwrap();
+        let mut batch = Batch::new(1);
+        soon(queue.recv(&mut batch)).await.unwrap();
+        batch.iter_mut().next().unwrap().accept();
+        poll_fn(|cx| {
+            while let Poll::Ready(progress) = coop::poll_proceed(cx) {
+                progress.made_progress();
+            }
+            assert!(queue.poll_recv(cx, &mut batch).is_pending(), "it is another task's turn");
+            assert!(batch.is_empty());
+            Poll::Ready(())
+        })
+        .await;
+        soon(queue.recv(&mut batch)).await.unwrap();
+        judge(&mut batch, Verdict::Accept);
+    });
+    assert_eq!(udp.receive_all(2), [[1], [2]]);
+}
+
+/// The last moment that there is, which timers cannot round up.
+fn a_deadline_beyond_the_clock_is_no_panic(_: &Namespace) {
+    let now = Instant::now();
+    let (mut last, mut step) = (now, Duration::MAX);
+    while step > Duration::ZERO {
+        match last.checked_add(step) {
+            Some(later) => last = later,
+            None => step /= 2,
+        }
+    }
+    let (queue, _rules, udp) = set_up();
+    udp.send_each(1..=2);
+    one_thread().block_on(async {
+        let mut queue = AsyncQueue::new(queue).unwrap();
+        queue.set_retained_limit(1, usize::MAX);
+        let mut held = soon(queue.next_packet()).await.unwrap();
+        held.set_deadline(Some(last));
+        must_wait(queue.next_packet()).await;
+        held.accept().unwrap();
+        soon(queue.next_packet()).await.unwrap().accept().unwrap();
+    });
+    assert_eq!(udp.receive_all(2), [[1], [2]]);
 }
