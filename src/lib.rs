@@ -26,6 +26,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod access;
+#[cfg(feature = "tokio")]
+mod async_queue;
 mod batch;
 mod binding;
 mod builder;
@@ -70,9 +72,6 @@ mod stats;
 mod stop;
 mod sweep;
 mod sync;
-#[cfg(feature = "tokio")]
-#[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
-pub mod tokio;
 mod verdicts;
 
 pub use netfilterqueue_protocol as protocol;
@@ -83,6 +82,9 @@ pub use netfilterqueue_protocol::error::EncodeError;
 pub use netfilterqueue_protocol::packet::{PacketMessage, SkbInfo, Timestamp, Vlan};
 pub use netfilterqueue_protocol::verdict::Verdict;
 
+#[cfg(feature = "tokio")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
+pub use async_queue::AsyncQueue;
 pub use batch::{Batch, Packets};
 pub use binding::StatsHandle;
 pub use builder::{QueueBuilder, QueueNumbers};
@@ -124,5 +126,5 @@ const _: () = {
     #[cfg(feature = "rules")]
     sync::<rules::InstalledRules>();
     #[cfg(feature = "tokio")]
-    send::<tokio::AsyncQueue>();
+    send::<AsyncQueue>();
 };

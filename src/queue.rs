@@ -262,7 +262,7 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// As [`Queue::set_copy_mode`], or as [`Batch::commit`] if a future of `tokio::AsyncQueue::run`
+    /// As [`Queue::set_copy_mode`], or as [`Batch::commit`] if a future of `AsyncQueue::run`
     /// has left verdicts; the queue is closed all the same when the last batch and retained packet
     /// is gone.
     pub fn close(mut self) -> Result<(), Error> {

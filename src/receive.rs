@@ -105,7 +105,7 @@ impl Queue {
     }
 
     /// Sends what is left in the buffers of [`Queue::run`]: verdicts of a run of
-    /// `tokio::AsyncQueue` that was dropped when the kernel had no memory for them.
+    /// `AsyncQueue` that was dropped when the kernel had no memory for them.
     pub(crate) fn commit_own(&mut self) -> Result<(), Error> {
         self.batch.as_mut().map_or(Ok(()), Batch::commit_leftovers)
     }

@@ -79,7 +79,7 @@ impl Queue {
     {
         let mut batch = self.take_batch();
         loop {
-            // At first, what a future of `tokio::AsyncQueue::run` may have left.
+            // At first, what a future of `AsyncQueue::run` may have left.
             if let Err(error) = self.commit_within(patience, &mut batch) {
                 return error;
             }

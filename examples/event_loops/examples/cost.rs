@@ -12,8 +12,8 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use netfilterqueue::AsyncQueue;
 use netfilterqueue::rules::{Hook, InstalledRules, Protocol, Rule, Rules};
-use netfilterqueue::tokio::AsyncQueue;
 use netfilterqueue::{Decided, Packet, Queue, RetainedPacket, StopHandle, Verdict};
 use tokio::runtime::{Builder, Runtime};
 

@@ -6,12 +6,12 @@
 //! ```
 //!
 //! Each round of `select!` drops the futures that were not first. Nothing is lost by that: see
-//! `netfilterqueue::tokio`.
+//! `netfilterqueue::AsyncQueue`.
 
 use std::error::Error;
 
+use netfilterqueue::AsyncQueue;
 use netfilterqueue::Batch;
-use netfilterqueue::tokio::AsyncQueue;
 use netfilterqueue_event_loops::{Filter, finish, judge};
 use tokio::signal::unix::{SignalKind, signal};
 

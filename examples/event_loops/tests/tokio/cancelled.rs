@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use netfilterqueue::tokio::AsyncQueue;
+use netfilterqueue::AsyncQueue;
 use netfilterqueue::{Batch, Error, Queue};
 use netfilterqueue_netns::Namespace;
 use tokio::runtime::Runtime;

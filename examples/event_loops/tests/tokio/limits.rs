@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
-use netfilterqueue::tokio::AsyncQueue;
+use netfilterqueue::AsyncQueue;
 use netfilterqueue::{Error, Queue, Verdict};
 use netfilterqueue_netns::Namespace;
 use tokio::task::JoinSet;

@@ -1,4 +1,4 @@
-//! `netfilterqueue::tokio` on the running kernel: every packet is accounted for by its id and by
+//! `netfilterqueue::AsyncQueue` on the running kernel: every packet is accounted for by its id and by
 //! the number that was sent in it, as in the fault tests, whose accounts these have.
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::cast_possible_truncation)]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use netfilterqueue::tokio::AsyncQueue;
+use netfilterqueue::AsyncQueue;
 use netfilterqueue::{Batch, Queue};
 use netfilterqueue_netns::Namespace;
 use tokio::task::JoinHandle;

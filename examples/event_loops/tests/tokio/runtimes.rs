@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use netfilterqueue::tokio::AsyncQueue;
+use netfilterqueue::AsyncQueue;
 use netfilterqueue::{Batch, CopyMode, Error, Queue, Verdict};
 use netfilterqueue_netns::Namespace;
 use tokio::runtime::Builder;

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Wake};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use netfilterqueue::tokio::AsyncQueue;
+use netfilterqueue::AsyncQueue;
 use netfilterqueue::{Batch, Error, Operation, Queue, Verdict};
 use netfilterqueue_netns::Namespace;
 use nix::errno::Errno;

@@ -54,8 +54,8 @@ use std::time::{Duration, Instant};
 use clap::{Parser, ValueEnum};
 use humantime::parse_duration;
 use lru::LruCache;
+use netfilterqueue::AsyncQueue;
 use netfilterqueue::rules::{InstalledRules, Protocol, Rule, Rules};
-use netfilterqueue::tokio::AsyncQueue;
 use netfilterqueue::{
     Batch, Error as QueueError, FlowBypass, FlowMarks, Packet, Queue, RetainedPacket, Verdict,
 };

@@ -1,107 +1,4 @@
 //! Queues in the tasks of a tokio runtime (feature `tokio`).
-//!
-//! [`AsyncQueue`] wraps a bound [`Queue`] and waits for it without blocking a thread. It has three
-//! doors, which may be used in turn:
-//!
-//! - [`AsyncQueue::run`]: a closure that decides at once, as for [`Queue::run`]. The fastest.
-//! - [`AsyncQueue::recv`]: a batch in your own hands, as for [`Queue::recv`].
-//! - [`AsyncQueue::next_packet`]: one [`RetainedPacket`] after another, for decisions that have to
-//!   wait for something else. It is also a [`Stream`].
-//!
-//! ```no_run
-//! use netfilterqueue::tokio::AsyncQueue;
-//! use netfilterqueue::{Error, Queue};
-//!
-//! async fn filter() -> Result<(), Error> {
-//!     let mut queue = AsyncQueue::new(Queue::builder(1).bind()?)?;
-//!     queue.run(|packet| packet.accept()).await
-//! }
-//! # let _spawnable = || tokio::spawn(filter());
-//! ```
-//!
-//! # Decisions that have to wait
-//!
-//! A task for each packet, as for each connection of a server. Any number of them is decided about
-//! at the same time and in any order. At most as many are held as
-//! [`AsyncQueue::set_retained_limit`] says: then the queue is not received from until one is
-//! judged, its other packets wait in the kernel, and what [`QueueBuilder::max_len`] does not let
-//! wait is dropped there, or accepted if the queue fails open. A deadline keeps a packet from
-//! waiting for ever. What a decision needs must not come through the same queue, such as answers
-//! of the server that is asked: it would wait behind the limit.
-//!
-//! ```no_run
-//! use std::time::{Duration, Instant};
-//!
-//! use netfilterqueue::tokio::AsyncQueue;
-//! use netfilterqueue::{Error, Queue, Verdict};
-//! # async fn is_wanted(_: &[u8]) -> bool { true }
-//!
-//! async fn ask_for_each() -> Result<(), Error> {
-//!     let mut queue = AsyncQueue::new(Queue::builder(1).max_len(4096).bind()?)?;
-//!     queue.set_retained_limit(1000, 16 << 20);
-//!     loop {
-//!         let mut packet = queue.next_packet().await?;
-//!         packet.set_deadline(Some(Instant::now() + Duration::from_secs(1)));
-//!         tokio::spawn(async move {
-//!             let wanted = is_wanted(packet.payload()).await;
-//!             let verdict = if wanted { Verdict::Accept } else { Verdict::Drop };
-//!             packet.verdict(verdict).unwrap_or_else(|not_sent| eprintln!("{not_sent}"));
-//!         });
-//!     }
-//! }
-//! # let _spawnable = || tokio::spawn(ask_for_each());
-//! ```
-//!
-//! With the crate `futures`, an asynchronous closure in the same task:
-//! `queue.try_for_each_concurrent(None, async |packet| …)`. (There is none for a packet that is
-//! borrowed from its batch: Rust 1.88 does not find such a future to be `Send`, so that it could
-//! not be spawned.)
-//!
-//! # What becomes of packets when a future is dropped
-//!
-//! That happens to the branches of `select!` that were not first, and to tasks that are aborted.
-//! No packet is lost by it, and none is judged twice:
-//!
-//! | dropped | what becomes of packets |
-//! | --- | --- |
-//! | [`recv`](AsyncQueue::recv) | none was received: they are put into the batch in the same moment in which the future is ready. What the batch held before is committed when the future is first polled |
-//! | [`next_packet`](AsyncQueue::next_packet), the stream | none was taken: a packet is returned in the same moment in which it is received |
-//! | [`run`](AsyncQueue::run), [`drain`](AsyncQueue::drain) | they are received, judged and their verdicts sent without a wait in between. Only verdicts that the kernel had no memory for are kept, and sent by the next call of any kind, or when the queue is dropped |
-//! | the future of your own that holds a [`RetainedPacket`] | it gets the default verdict, as always when it is dropped. A task of its own for each packet is not dropped with the one that receives |
-//!
-//! # Several queues in one task
-//!
-//! `tokio::select!` over `recv` or `next_packet` of each: the branches that are dropped have taken
-//! nothing. [`examples/event_loops/src/bin/tokio.rs`] shows it. A task for each queue is as good,
-//! and uses several threads.
-//!
-//! # The runtime
-//!
-//! It needs I/O and timers ([`enable_all`], as `#[tokio::main]` has it). Every packet uses up one
-//! unit of its task's [budget](tokio::task::coop), which tokio sets to 128: under a flood the other
-//! tasks of the same thread go on after so many, and what its last batch holds beyond. A closure
-//! that takes long delays them, as any code between two awaits. While other tasks keep the thread,
-//! packets wait in the socket's receive buffer and in the kernel's queue, whose sizes say how long
-//! that may last.
-//!
-//! Another runtime or executor may poll the futures here, as long as this one goes on. When it shuts
-//! down they fail; one that waits for a deadline at that moment may panic, as tokio's timers do.
-//!
-//! Deadlines of retained packets pass only while one of the futures here is awaited, and so do the
-//! things that [`Queue::next_deadline`] tells of: receiving is what sees to them.
-//!
-//! Cumulative verdicts need all verdicts of a queue to come from one thread
-//! ([`Batch::commit`]). On a multi-threaded runtime a task that has moved to another thread sends
-//! exact ones from then on, at a little more cost for the kernel; a runtime of one thread, or a
-//! [`LocalSet`], keeps it where it is.
-//!
-//! Only waiting is asynchronous: sending verdicts and reconfiguring are system calls that the
-//! kernel answers at once. (Where it has no memory for verdicts, one may take 50 ms.)
-//!
-//! [`enable_all`]: tokio::runtime::Builder::enable_all
-//! [`LocalSet`]: tokio::task::LocalSet
-//! [`QueueBuilder::max_len`]: crate::QueueBuilder::max_len
-//! [`examples/event_loops/src/bin/tokio.rs`]: https://github.com/netfilterqueue/netfilterqueue/blob/main/examples/event_loops/src/bin/tokio.rs
 
 use std::future::{Future as _, poll_fn};
 use std::io;
@@ -111,13 +8,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use ::tokio::io::Interest;
-use ::tokio::io::unix::AsyncFd;
-use ::tokio::runtime::Handle;
-use ::tokio::task::coop;
-use ::tokio::time::{Sleep, sleep};
 use futures_core::Stream;
 use nix::errno::Errno;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
+use tokio::task::coop;
+use tokio::time::{Sleep, sleep};
 
 use crate::batch::Batch;
 use crate::binding::Binding;
@@ -133,7 +30,7 @@ use crate::stop::StopHandle;
 /// What may be retained before [`AsyncQueue::set_retained_limit`] says something else, in bytes.
 const RETAINED_BYTES: usize = 64 << 20;
 
-/// A [`Queue`] whose packets are awaited in a tokio runtime; [the module](self) tells how.
+#[doc = include_str!("async_queue.md")]
 #[derive(Debug)]
 pub struct AsyncQueue {
     // First, so that what is waited for is no longer when it is closed.
