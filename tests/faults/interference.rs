@@ -2,6 +2,7 @@
 //! waits in the namespace.
 
 use std::io;
+use std::time::Duration;
 
 use netfilterqueue::rules::{Family, Hook, Rule, Rules};
 use netfilterqueue::{Batch, Errno, Error, Queue, RetainedPacket};
@@ -21,18 +22,17 @@ pub const TESTS: [Test; 3] = faults![
     all_rules_are_flushed_by_another_socket,
 ];
 
-/// A process that puts rules in place, which queue nothing, and takes them away again, at each
-/// command.
+/// A process with rules that queue nothing, which it takes away at each command, and puts in place
+/// again afterwards: only the former flushes, and it is to happen at once.
 pub fn meddler() -> io::Result<()> {
+    let install = || Rules::new(Hook::FORWARD).family(Family::IPV6).rule(Rule::queue(9)).install();
+    let mut rules = install()?;
     for _ in commands() {
-        meddle().map_err(io::Error::other)?;
+        rules.remove()?;
         say("flushed")?;
+        rules = install()?;
     }
     Ok(())
-}
-
-fn meddle() -> Result<(), Error> {
-    Rules::new(Hook::FORWARD).family(Family::IPV6).rule(Rule::queue(9)).install()?.remove()
 }
 
 /// Deletes all tables of this thread's namespace that belong to nobody, as `nft flush ruleset`
@@ -121,15 +121,20 @@ fn rules_of_another_process_come_and_go_under_traffic(_: &Namespace) {
     let mut batch = Batch::new(16);
     for round in 0..ROUNDS {
         traffic.send(WAVE / 2, 100);
-        // The flush falls anywhere into what follows.
         meddler.tell("flush");
-        if round % 2 == 0 {
-            judge.judge_all(&mut queue, &mut batch);
+        match round % 3 {
+            // The flush falls anywhere into what follows.
+            0 => judge.judge_all(&mut queue, &mut batch),
+            1 => {}
+            // All of the wave waits for it.
+            _ => assert_eq!(meddler.line(), "flushed"),
         }
         traffic.send(WAVE / 2, 100);
         judge.judge_all(&mut queue, &mut batch);
         judge.judge_retained();
-        assert_eq!(meddler.line(), "flushed");
+        if round % 3 < 2 {
+            assert_eq!(meddler.line(), "flushed");
+        }
     }
     judge.judge_all(&mut queue, &mut batch);
     judge.judge_retained();
@@ -175,7 +180,13 @@ fn cumulative_verdicts_go_on_while_rules_come_and_go(_: &Namespace) {
     let mut flushed = 0;
     std::thread::scope(|scope| {
         let stop = stop;
-        let run = scope.spawn(|| queue.run(|packet| ledger.judge(packet)));
+        let run = scope.spawn(|| {
+            queue.run(|packet| {
+                // So that a flush finds packets.
+                std::thread::sleep(Duration::from_micros(300));
+                ledger.judge(packet)
+            })
+        });
         let (mut first, mut before) = (0, 0);
         let all_judged = || stats.stats().answered == traffic.sent();
         for round in 0..ROUNDS {
