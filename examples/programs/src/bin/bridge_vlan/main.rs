@@ -41,7 +41,7 @@ use std::sync::Arc;
 use clap::Parser;
 use netfilterqueue::rules::Family;
 use netfilterqueue::{Decided, Packet, Queue, Verdict};
-use netfilterqueue_programs::{Flow, Lines, Options, Selection, Session};
+use netfilterqueue_programs::{Flow, Lines, Options, Selection, Session, tell};
 use tags::{Map, Priority, Shown, Tags};
 
 /// Shows the frames that cross a bridge, and puts them into other VLANs
@@ -111,7 +111,7 @@ impl Tagger {
             Err(error) => {
                 // In its old VLAN it would be where it does not belong.
                 self.numbers.refused += 1;
-                eprintln!("a frame is dropped: {error}");
+                tell(format_args!("a frame is dropped: {error}"));
                 packet.verdict(Verdict::Drop)
             }
         }

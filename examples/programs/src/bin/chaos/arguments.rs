@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use netfilterqueue_programs::{Options, Selection};
+use netfilterqueue_programs::{Options, Selection, mark};
 
 /// Makes a network bad on purpose: loss, delay, jitter, duplicates, reordering, corruption, a low
 /// rate.
@@ -132,11 +132,7 @@ fn rate(text: &str) -> Result<u64, String> {
 }
 
 fn bit(text: &str) -> Result<u32, String> {
-    let number = match text.strip_prefix("0x") {
-        Some(digits) => u32::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    let number = number.map_err(|error| error.to_string())?;
+    let number = mark(text)?;
     number.is_power_of_two().then_some(number).ok_or_else(|| "not a single bit".to_owned())
 }
 

@@ -45,7 +45,7 @@ use clap::{Parser, ValueEnum};
 use message::{Answer, Reading};
 use netfilterqueue::rules::{Protocol, Rule};
 use netfilterqueue::{Decided, Packet, Queue, Verdict};
-use netfilterqueue_programs::{Domain, Domains, Lines, Options, Segment, Session};
+use netfilterqueue_programs::{Domain, Domains, Lines, Options, Segment, Session, tell};
 
 const DNS: u16 = 53;
 
@@ -137,7 +137,7 @@ impl Filter {
                 Ok(()) => packet.accept(),
                 Err(error) => {
                     self.numbers.unchanged += 1;
-                    eprintln!("an answer is dropped instead of changed: {error}");
+                    tell(format_args!("an answer is dropped instead of changed: {error}"));
                     packet.verdict(Verdict::Drop)
                 }
             },
@@ -210,7 +210,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let session = Session::open(&arguments.options, Queue::builder(number), |rules| {
         rules.rule(from_server(Protocol::UDP)).rule(from_server(Protocol::TCP))
     })?;
-    eprintln!("domains blocked: {}, allowed: {}", blocked.len(), allowed.len());
+    tell(format_args!("domains blocked: {}, allowed: {}", blocked.len(), allowed.len()));
     let mut filter = Filter {
         blocked,
         allowed,

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use bytesize::ByteSize;
-use netfilterqueue_programs::{Options, Selection};
+use netfilterqueue_programs::{Options, Selection, mark};
 
 /// Lets each source send so much per second, and drops or marks what is beyond.
 ///
@@ -60,7 +60,7 @@ pub(crate) struct Arguments {
     pub(crate) sources: NonZeroUsize,
 
     /// Give what is beyond the limit this mark and let it pass, instead of dropping it
-    #[arg(short, long, value_name = "MARK")]
+    #[arg(short, long, value_name = "MARK", value_parser = mark)]
     pub(crate) mark: Option<u32>,
 
     #[command(flatten)]
