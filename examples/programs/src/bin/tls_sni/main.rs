@@ -48,7 +48,7 @@ use flows::{Flows, Step};
 use hello::{Hello, Start};
 use netfilterqueue::rules::{InstalledRules, Protocol, Rule};
 use netfilterqueue::{Decided, FlowBypass, FlowMarks, Packet, Queue, Verdict};
-use netfilterqueue_programs::{Domain, Domains, Lines, Options, Segment, Session};
+use netfilterqueue_programs::{Domain, Domains, Lines, Options, Segment, Session, tell};
 
 /// Lets TLS connections through, or not, by the name of the server
 #[derive(Debug, Parser)]
@@ -236,7 +236,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     })?;
     let bypass = session.rules.as_ref().and_then(InstalledRules::flow_bypass);
     let bypass = bypass.ok_or("the rules have no flow bypass")?;
-    eprintln!("domains blocked: {}, allowed: {}", blocked.len(), allowed.len());
+    tell(format_args!("domains blocked: {}, allowed: {}", blocked.len(), allowed.len()));
     let mut filter = Filter {
         policy: Policy {
             blocked,
