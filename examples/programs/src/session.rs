@@ -105,8 +105,8 @@ impl Session {
         self.last_act.set(Box::new(act));
     }
 
-    /// Judges packets until a signal comes, then those that still wait, and takes the rules away.
-    /// Returns the final counters.
+    /// Judges packets until a signal comes, then those that still wait, and takes the rules away;
+    /// after an error, too, as far as that goes. Returns the final counters.
     ///
     /// # Errors
     ///
@@ -115,8 +115,10 @@ impl Session {
     where
         F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
     {
-        self.queue.run(&mut judge)?;
-        self.finish(judge)
+        let ran = self.queue.run(&mut judge);
+        let finished = self.finish(judge);
+        ran?;
+        finished
     }
 
     /// As [`Session::run`], for a program that also has something to do from time to time.
@@ -126,8 +128,9 @@ impl Session {
     /// As [`Session::run`], and those of the work.
     pub fn serve(mut self, work: &mut impl Work) -> Result<Stats, Box<dyn Error>> {
         let served = self.serve_until_stopped(work);
-        let stats = self.finish_with(work, Work::judge, Work::end)?;
-        served.map(|()| stats)
+        let finished = self.finish_with(work, Work::judge, Work::end);
+        served?;
+        finished
     }
 
     /// Judges what still waits, for programs with a loop of their own, and takes the rules away. In

@@ -22,9 +22,11 @@ pub(crate) enum Heard {
     Wrong,
 }
 
-/// Sources in bounded memory, by a hash with a random key: senders choose their addresses. Of those that are knocking, the ones that have been silent for the
-/// longest time are forgotten when there are too many; the same apart from them for those that may
-/// come in, so that no crowd of knockers shuts them out.
+/// Sources in bounded memory, by a hash with a random key: senders choose their addresses.
+///
+/// Of those that are knocking, the ones that have been silent for the longest time are forgotten
+/// when there are too many; the same apart from them for those that may come in, so that no crowd
+/// of knockers shuts them out.
 #[derive(Debug)]
 pub(crate) struct Knocks {
     sequence: Sequence,

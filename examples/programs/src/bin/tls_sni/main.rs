@@ -253,8 +253,8 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let stats = session.run(|packet| filter.judge(packet, bypass))?;
     let Numbers { accepted, dropped, out_of_order, quic, unreadable, packets } = filter.numbers;
     filter.lines.print(format_args!(
-        "{accepted} accepted, {dropped} dropped; {packets} packets: {out_of_order} early, {quic} QUIC, \
-         {unreadable} unreadable, {} lost",
+        "{accepted} accepted, {dropped} dropped; {packets} packets: {out_of_order} early, \
+         {quic} QUIC, {unreadable} unreadable, {} lost",
         stats.lost
     ));
     Ok(())

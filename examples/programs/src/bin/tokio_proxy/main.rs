@@ -345,7 +345,8 @@ async fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         proxy.numbers;
     proxy.lines.print(format_args!(
         "{accepted} accepted, {dropped} dropped, {failed} failed; {put_off} put off, \
-         {repeated} repeated, {} older or late, {unreadable} unreadable, {lost} lost; at most {most} at a time",
+         {repeated} repeated, {} older or late, {unreadable} unreadable, {lost} lost; \
+         at most {most} at a time",
         older + late
     ));
     Ok(())
