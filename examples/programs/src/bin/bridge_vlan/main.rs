@@ -91,7 +91,8 @@ impl Tagger {
         let new = self.tags.change(old, from.as_deref());
         if !self.quiet {
             let name = |port: Option<Arc<str>>| port.unwrap_or_else(|| "?".into());
-            let way = format!("{} → {}", name(from), name(to));
+            // Who makes a link may put anything into its name.
+            let way = format!("{} → {}", name(from).escape_debug(), name(to).escape_debug());
             let contents = contents(&packet);
             match new {
                 Some(_) => self.lines.print(format_args!(
