@@ -12,9 +12,9 @@ mod packets;
 mod session;
 mod transport;
 
-pub use domains::{Domain, Domains, InvalidDomain};
+pub use domains::{Domain, Domains, InvalidDomain, Lists};
 pub use lines::{Lines, tell};
-pub use options::{Options, Selection, mark};
+pub use options::{Options, Selection, amount, mark};
 pub use packets::{Endpoint, Flow, HEADERS};
 pub use session::{Session, Work};
 pub use transport::Segment;

@@ -1,5 +1,6 @@
 //! Options that all programs have, and those that choose packets.
 
+use bytesize::ByteSize;
 use netfilterqueue::rules::Rule;
 use netfilterqueue::{Hook, Protocol};
 
@@ -68,6 +69,17 @@ impl Selection {
         }
         rule
     }
+}
+
+/// Reads a number of bytes, or of anything else, as people write it, also with `/s` behind it:
+/// `125kB`, `1MB/s`, `50`.
+///
+/// # Errors
+///
+/// It is none, or 0: nothing would ever get through.
+pub fn amount(text: &str) -> Result<u64, String> {
+    let amount = text.trim_end_matches("/s").parse::<ByteSize>()?.as_u64();
+    (amount > 0).then_some(amount).ok_or_else(|| "nothing would ever get through".to_owned())
 }
 
 /// Reads a mark as tools write it: `7` or `0x7`.
