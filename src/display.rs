@@ -1,6 +1,6 @@
 //! One readable line per packet.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -156,7 +156,12 @@ struct Interface {
 impl fmt::Display for Interface {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.name {
-            Some(name) => f.write_str(name),
+            // The kernel takes control characters in a name, and whoever has a network namespace
+            // gives names: they must not reach the terminal of who looks into it.
+            Some(name) => name.chars().try_for_each(|c| match c.is_control() {
+                true => write!(f, "{}", c.escape_default()),
+                false => f.write_char(c),
+            }),
             None => write!(f, "if{}", self.index),
         }
     }
@@ -226,6 +231,13 @@ mod tests {
             let message = message(ETHERTYPE_IPV4, attributes);
             assert_eq!(shown(&message, &udp, mark), format!("{flow}{rest}"));
         }
+    }
+
+    #[test]
+    fn names_of_interfaces_say_nothing_to_a_terminal() {
+        let interface = |name: &str| Interface { index: 1, name: Some(name.into()) }.to_string();
+        assert_eq!(interface("a\x1b[2J\u{9b}x"), "a\\u{1b}[2J\\u{9b}x");
+        assert_eq!(interface("wlan\\'ä'"), "wlan\\'ä'");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::error::Error;
 use std::fmt;
 use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// Longest name in text, without the dot at its end.
@@ -49,6 +49,38 @@ impl FromStr for Domain {
             return Err(InvalidDomain(text.to_owned()));
         }
         Ok(Self(name.to_ascii_lowercase()))
+    }
+}
+
+/// Which domains are blocked, and which pass all the same.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Lists {
+    /// Block this domain and all names below it; may be repeated
+    #[arg(short, long, value_name = "DOMAIN")]
+    block: Vec<Domain>,
+
+    /// Block the domains of a file: a name on each line, or lines as in /etc/hosts
+    #[arg(short = 'f', long, value_name = "FILE")]
+    block_file: Vec<PathBuf>,
+
+    /// Let this domain and all names below it pass, whatever is blocked; may be repeated
+    #[arg(short, long, value_name = "DOMAIN")]
+    allow: Vec<Domain>,
+
+    /// Let the domains of a file pass
+    #[arg(long, value_name = "FILE")]
+    allow_file: Vec<PathBuf>,
+}
+
+impl Lists {
+    /// The domains that are blocked, and those that pass.
+    ///
+    /// # Errors
+    ///
+    /// As [`Domains::gather`].
+    pub fn gather(&self) -> Result<(Domains, Domains), Box<dyn Error>> {
+        let blocked = Domains::gather(&self.block, &self.block_file)?;
+        Ok((blocked, Domains::gather(&self.allow, &self.allow_file)?))
     }
 }
 

@@ -12,15 +12,15 @@ mod packets;
 mod session;
 mod transport;
 
-pub use domains::{Domain, Domains, InvalidDomain};
-pub use lines::Lines;
-pub use options::{Options, Selection};
+pub use domains::{Domain, Domains, InvalidDomain, Lists};
+pub use lines::{Lines, tell};
+pub use options::{Options, Selection, amount, mark};
 pub use packets::{Endpoint, Flow, HEADERS};
 pub use session::{Session, Work};
 pub use transport::Segment;
 
 use std::error::Error;
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -36,8 +36,7 @@ pub fn main<A: Parser>(run: impl FnOnce(A) -> Result<(), Box<dyn Error>>) -> Exi
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
-            // Where nobody can be told, because the terminal is gone, the status still says it.
-            let _ = writeln!(io::stderr(), "{name}: {error}");
+            tell(format_args!("{name}: {error}"));
             ExitCode::FAILURE
         }
     }

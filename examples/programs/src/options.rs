@@ -1,5 +1,6 @@
 //! Options that all programs have, and those that choose packets.
 
+use bytesize::ByteSize;
 use netfilterqueue::rules::Rule;
 use netfilterqueue::{Hook, Protocol};
 
@@ -70,6 +71,30 @@ impl Selection {
     }
 }
 
+/// Reads a number of bytes, or of anything else, as people write it, also with `/s` behind it:
+/// `125kB`, `1MB/s`, `50`.
+///
+/// # Errors
+///
+/// It is none, or 0: nothing would ever get through.
+pub fn amount(text: &str) -> Result<u64, String> {
+    let amount = text.trim_end_matches("/s").parse::<ByteSize>()?.as_u64();
+    (amount > 0).then_some(amount).ok_or_else(|| "nothing would ever get through".to_owned())
+}
+
+/// Reads a mark as tools write it: `7` or `0x7`.
+///
+/// # Errors
+///
+/// It is no number, or one of more than 32 bits.
+pub fn mark(text: &str) -> Result<u32, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    number.map_err(|_| "no mark: they are numbers of 32 bits, such as 7 or 0x7".to_owned())
+}
+
 /// Reads a protocol's name or number.
 fn protocol(text: &str) -> Result<Protocol, String> {
     let known = match text.to_ascii_lowercase().as_str() {
@@ -84,4 +109,19 @@ fn protocol(text: &str) -> Result<Protocol, String> {
         }
     };
     Ok(known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_are_decimal_or_hexadecimal() {
+        for (text, number) in [("7", 7), ("0x7", 7), ("0xffffffff", u32::MAX), ("010", 10)] {
+            assert_eq!(mark(text), Ok(number), "{text}");
+        }
+        for text in ["", "0x", "x7", "-1", "0x100000000", "7/0xff"] {
+            assert!(mark(text).is_err(), "{text}");
+        }
+    }
 }

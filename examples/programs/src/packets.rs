@@ -134,6 +134,18 @@ mod tests {
     }
 
     #[test]
+    fn headers_that_go_on_behind_the_copy_leave_the_addresses() {
+        // Hop-by-hop options of 2,048 bytes, as long as they can be.
+        let mut packet = tcp();
+        packet[4..6].copy_from_slice(&[9, 0]);
+        packet[6] = 0;
+        packet.splice(40.., [6, 255].into_iter().chain([0; 2046]));
+        packet.truncate(HEADERS as usize);
+        let flow = Flow::of(&packet).unwrap();
+        assert_eq!((flow.source, flow.ports), ([1; 16].into(), None));
+    }
+
+    #[test]
     fn later_fragments_have_no_ports() {
         let mut packet = udp();
         packet[6..8].copy_from_slice(&[0, 10]);

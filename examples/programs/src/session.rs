@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
-use crate::Options;
+use crate::{Options, tell};
 
 /// As many packets as one system call receives.
 const BATCH: usize = 64;
@@ -63,16 +63,16 @@ impl Session {
         queue: QueueBuilder,
         rules: impl FnOnce(Rules) -> Rules,
     ) -> Result<Self, Box<dyn Error>> {
-        let mut session = Self::bind(options, queue)?;
+        let mut session = Self::bind(queue.fail_open(options.fail_open))?;
         if !options.no_rule {
             session.rules = Some(rules(Rules::new(options.hook)).install()?);
         }
         let source = if options.no_rule { "no rule is installed" } else { "its rule is installed" };
-        eprintln!("queue {} is bound, {source}; Ctrl-C ends", options.queue);
+        tell(format_args!("queue {} is bound, {source}; Ctrl-C ends", options.queue));
         Ok(session)
     }
 
-    /// As [`Session::open`], with rules at several hooks, whatever the options say. They must let
+    /// As [`Session::open`] for a queue of this number, with rules at several hooks. They must let
     /// packets pass while nobody listens, because they are installed first: where the kernel lacks
     /// `nft_queue`, the attempt to do without the xtables target makes it drop what waits in any
     /// queue, so that the second rules would take away packets of the first.
@@ -81,19 +81,19 @@ impl Session {
     ///
     /// As [`Session::open`].
     pub fn open_at_hooks(
-        options: &Options,
+        number: u16,
         queue: QueueBuilder,
         rules: Vec<Rules>,
     ) -> Result<Self, Box<dyn Error>> {
         let rules = rules.into_iter().map(Rules::install).collect::<Result<Vec<_>, _>>()?;
-        let mut session = Self::bind(options, queue)?;
+        let mut session = Self::bind(queue)?;
         session.more_rules = rules;
-        eprintln!("queue {} is bound, its rules are installed; Ctrl-C ends", options.queue);
+        tell(format_args!("queue {number} is bound, its rules are installed; Ctrl-C ends"));
         Ok(session)
     }
 
-    fn bind(options: &Options, queue: QueueBuilder) -> Result<Self, Box<dyn Error>> {
-        let queue = queue.fail_open(options.fail_open).bind()?;
+    fn bind(queue: QueueBuilder) -> Result<Self, Box<dyn Error>> {
+        let queue = queue.bind()?;
         let last_act = LastAct::default();
         stop_at_signals(queue.stop_handle(), last_act.clone())?;
         Ok(Self { queue, rules: None, more_rules: Vec::new(), last_act })
@@ -105,8 +105,8 @@ impl Session {
         self.last_act.set(Box::new(act));
     }
 
-    /// Judges packets until a signal comes, then those that still wait, and takes the rules away.
-    /// Returns the final counters.
+    /// Judges packets until a signal comes, then those that still wait, and takes the rules away;
+    /// after an error, too, as far as that goes. Returns the final counters.
     ///
     /// # Errors
     ///
@@ -115,8 +115,10 @@ impl Session {
     where
         F: for<'p> FnMut(Packet<'p>) -> Decided<'p>,
     {
-        self.queue.run(&mut judge)?;
-        self.finish(judge)
+        let ran = self.queue.run(&mut judge);
+        let finished = self.finish(judge);
+        ran?;
+        finished
     }
 
     /// As [`Session::run`], for a program that also has something to do from time to time.
@@ -126,8 +128,9 @@ impl Session {
     /// As [`Session::run`], and those of the work.
     pub fn serve(mut self, work: &mut impl Work) -> Result<Stats, Box<dyn Error>> {
         let served = self.serve_until_stopped(work);
-        let stats = self.finish_with(work, Work::judge, Work::end)?;
-        served.map(|()| stats)
+        let finished = self.finish_with(work, Work::judge, Work::end);
+        served?;
+        finished
     }
 
     /// Judges what still waits, for programs with a loop of their own, and takes the rules away. In

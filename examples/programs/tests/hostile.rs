@@ -1,4 +1,5 @@
-//! Packets whose headers are cut off or lie, given to every program: it judges them and goes on.
+//! Packets whose headers are cut off or lie, given to the programs that get all of a host's packets:
+//! they judge them and go on. Those that choose by protocol and port have tests of their own.
 
 use std::net::SocketAddr;
 
@@ -8,7 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::harness::{Test, tests};
 use crate::program::{Ended, Program, count};
 
-pub const TESTS: [Test; 5] = tests![chaos, latency, monitor, pcapng, ratelimit];
+pub const TESTS: [Test; 6] = tests![chaos, latency, monitor, namespace, pcapng, ratelimit];
 
 /// `IPPROTO_RAW`: packets are sent with the IP header that they have.
 const RAW: i32 = 255;
@@ -81,6 +82,15 @@ fn monitor(_: &Namespace) {
     let ended = ended(env!("CARGO_BIN_EXE_monitor"), &["--plain", "--interval", "20ms"]);
     let passed = ended.stderr.lines().find_map(|line| line.strip_suffix(" packets passed, 0 lost"));
     all(&ended, passed.and_then(|number| number.parse().ok()));
+}
+
+fn namespace(_: &Namespace) {
+    // Of the thread that the test runs in.
+    let task = std::fs::read_link("/proc/thread-self").unwrap();
+    let path = format!("/proc/{}/ns/net", task.display());
+    let ended = ended(env!("CARGO_BIN_EXE_namespace"), &["--path", &path]);
+    let seen = ended.stdout.lines().filter(|line| line.contains(" out ")).count() as u64;
+    all(&ended, Some(seen));
 }
 
 fn pcapng(_: &Namespace) {

@@ -3,6 +3,7 @@
 #![allow(
     missing_docs,
     unreachable_pub,
+    clippy::disallowed_macros,
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
     clippy::redundant_closure_for_method_calls

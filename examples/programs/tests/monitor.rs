@@ -12,11 +12,12 @@ use crate::program::Program;
 use crate::terminal::Terminal;
 use crate::traffic::Pair;
 
-pub const TESTS: [Test; 9] = tests![
+pub const TESTS: [Test; 10] = tests![
     flows_are_seen_live_and_q_ends_it,
     keys_sort_and_stop_the_picture,
     control_c_is_a_key,
     a_signal_ends_it_and_gives_the_terminal_back,
+    another_size_is_filled_and_disturbs_nothing,
     a_terminal_that_is_closed_ends_it,
     an_error_leaves_the_terminal_alone,
     lines_are_printed_until_an_interrupt,
@@ -47,7 +48,7 @@ fn flow(screen: &str, port: u16) -> Option<[String; 5]> {
 /// Nobody counts packets, and none is held up.
 fn the_rule_is_gone(pair: &Pair) {
     pair.send(1000..1003);
-    assert_eq!(pair.numbers(), [1000, 1001, 1002]);
+    pair.expect([1000, 1001, 1002]);
 }
 
 fn flows_are_seen_live_and_q_ends_it(_: &Namespace) {
@@ -64,7 +65,7 @@ fn flows_are_seen_live_and_q_ends_it(_: &Namespace) {
         });
         pair.send(7..10);
         terminal.wait_for("11 received");
-        assert_eq!(pair.numbers(), (0..10).collect::<Vec<_>>());
+        pair.expect(0..10);
         terminal.press(b"q");
         assert!(terminal.ended().success());
         assert!(terminal.is_as_before(), "{}", terminal.contents());
@@ -91,10 +92,11 @@ fn keys_sort_and_stop_the_picture(_: &Namespace) {
     terminal.wait_until("sorted by bytes", is_above(few.port(), many.port()));
     terminal.press(b"s");
     terminal.wait_until("sorted by packets", is_above(many.port(), few.port()));
+    terminal.wait_for("21 received");
     terminal.press(b" ");
     terminal.wait_for("space goes on");
     many.send(20..30);
-    assert_eq!(many.numbers().len(), 30);
+    assert_eq!(many.numbers(30).len(), 30);
     assert!(terminal.contents().contains("21 received"), "{}", terminal.contents());
     terminal.press(b" ");
     terminal.wait_for("31 received");
@@ -113,13 +115,38 @@ fn control_c_is_a_key(_: &Namespace) {
 
 fn a_signal_ends_it_and_gives_the_terminal_back(_: &Namespace) {
     let pair = Pair::at("127.0.0.1");
+    // Whichever of its threads it interrupts: one judges, one waits for signals, one for keys.
+    for thread in 0..3 {
+        let mut terminal = start();
+        pair.send(0..5);
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", terminal.id())).unwrap();
+        let mut ids: Vec<i32> = tasks
+            .map(|task| task.unwrap().file_name().into_string().unwrap().parse().unwrap())
+            .collect();
+        ids.sort_unstable();
+        assert_eq!(ids.len(), 3);
+        kill(Pid::from_raw(ids[thread]), Signal::SIGTERM).unwrap();
+        assert!(terminal.ended().success());
+        assert!(terminal.is_as_before());
+        pair.expect([0, 1, 2, 3, 4]);
+        the_rule_is_gone(&pair);
+    }
+}
+
+fn another_size_is_filled_and_disturbs_nothing(_: &Namespace) {
     let mut terminal = start();
-    pair.send(0..5);
-    kill(Pid::from_raw(terminal.id() as i32), Signal::SIGTERM).unwrap();
+    for round in 0..20 {
+        terminal.resize(24 + round, 120 - round);
+        // What the kernel sends to processes whose terminal this is; here it is nobody's.
+        kill(Pid::from_raw(terminal.id() as i32), Signal::SIGWINCH).unwrap();
+    }
+    let bottom = |terminal: &Terminal| {
+        terminal.contents().lines().nth(42).is_some_and(|line| line.contains("q ends"))
+    };
+    terminal.wait_until("the last line is below", bottom);
+    terminal.press(b"q");
     assert!(terminal.ended().success());
     assert!(terminal.is_as_before());
-    assert_eq!(pair.numbers(), [0, 1, 2, 3, 4]);
-    the_rule_is_gone(&pair);
 }
 
 fn a_terminal_that_is_closed_ends_it(_: &Namespace) {
@@ -157,12 +184,12 @@ fn lines_are_printed_until_an_interrupt(_: &Namespace) {
     let seen = flow(&ended.stdout, pair.port()).expect("a line");
     assert_eq!([&*seen[0], &*seen[3], &*seen[4]], ["UDP", "6", "0"]);
     assert!(!ended.stdout.contains('\x1b'), "nothing but text");
-    assert_eq!(pair.numbers(), (0..6).collect::<Vec<_>>());
+    pair.expect(0..6);
 }
 
 fn a_table_is_printed_once(_: &Namespace) {
     let pairs: [Pair; 3] = std::array::from_fn(|_| Pair::at("127.0.0.1"));
-    let once = ["--once", "--interval", "700ms", "--rows", "2", "--sort", "packets"];
+    let once = ["--once", "--interval", "2s", "--rows", "2", "--sort", "packets"];
     let program = Program::start(MONITOR, &[&UDP[..2], &once].concat());
     for (pair, count) in pairs.iter().zip([1, 9, 5]) {
         pair.send(0..count);

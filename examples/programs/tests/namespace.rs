@@ -1,11 +1,12 @@
 //! `namespace`: what is shown of another namespace, and when that ends.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use netfilterqueue_netns::Namespace;
 
 use crate::program::{Program, SOON};
-use crate::support::{UdpPair, V4, V6};
+use crate::support::{UdpPair, V4, V6, wait_until};
 use crate::{Test, tests};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_namespace");
@@ -25,7 +26,9 @@ fn pair(namespace: &Namespace, address: IpAddr) -> UdpPair {
 fn the_packets_of_a_container_are_shown(host: &Namespace) {
     let container = Namespace::new().expect("a container");
     let resident = container.resident().expect("a process");
-    let mut program = Program::start(PROGRAM, &["--pid", &resident.id().to_string()]);
+    let id = resident.id().to_string();
+    // Who asks twice for a way sees it once.
+    let mut program = Program::start(PROGRAM, &["--pid", &id, "--show", "in,out,in"]);
     for address in [V4, V6] {
         let (inside, outside) = (pair(&container, address), pair(host, address));
         // By name, and not that of another link with the same number outside.
@@ -94,32 +97,38 @@ fn the_end_of_the_process_ends_it(_: &Namespace) {
 }
 
 fn nothing_is_lost_when_it_ends(_: &Namespace) {
-    const DATAGRAMS: u32 = 3000;
+    const MOST: u32 = 3_000_000;
     let container = Namespace::new().expect("a container");
     let resident = container.resident().expect("a process");
     let program = Program::start(PROGRAM, &["--pid", &resident.id().to_string()]);
     let udp = pair(&container, V4);
-    let ended = std::thread::scope(|scope| {
-        let stream = scope.spawn(|| {
-            for number in 0..DATAGRAMS {
-                udp.send(&number.to_be_bytes());
-                assert_eq!(udp.receive(), number.to_be_bytes());
+    let (sent, is_over) = (AtomicU32::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // It ends, too, where what is below fails.
+            while !is_over.load(Ordering::SeqCst) && sent.load(Ordering::SeqCst) < MOST {
+                let number = sent.fetch_add(1, Ordering::SeqCst).to_be_bytes();
+                udp.send(&number);
+                assert_eq!(udp.receive(), number);
             }
         });
-        std::thread::sleep(std::time::Duration::from_millis(30));
+        wait_until("it is at work", || sent.load(Ordering::SeqCst) > 100);
         let ended = program.interrupt().well();
-        stream.join().expect("all arrive");
-        ended
+        let by_then = sent.load(Ordering::SeqCst);
+        wait_until("the others pass", || sent.load(Ordering::SeqCst) > by_then + 100);
+        is_over.store(true, Ordering::SeqCst);
+        let (seen_in, seen_out) = (ended.count("packets"), ended.count("out"));
+        assert!(seen_in >= 100 && seen_out >= 100, "{seen_in} {seen_out}");
     });
-    let (seen_in, seen_out) = (ended.count("packets"), ended.count("out"));
-    assert!(seen_in > 0 && seen_out > 0, "{seen_in} {seen_out}");
-    assert!(seen_in < u64::from(DATAGRAMS), "it ended meanwhile");
 }
 
 fn invalid_arguments_are_told(_: &Namespace) {
     for (arguments, code, text) in [
         (&[][..], 2, "--pid <PID>|--name <NAME>|--path <FILE>"),
         (&["--pid", "1", "--name", "a"], 2, "cannot be used with"),
+        // Its rules cannot come from elsewhere, and are at the hooks that it needs.
+        (&["--pid", "1", "--no-rule"], 2, "--no-rule"),
+        (&["--pid", "1", "--hook", "forward"], 2, "--hook"),
         (&["--pid", "4194305"], 1, "process 4194305: "),
         (&["--name", "../etc"], 1, "not a name"),
         (&["--path", "/etc/hostname"], 1, "network namespace"),

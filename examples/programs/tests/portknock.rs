@@ -57,7 +57,7 @@ fn exchange(client: &mut TcpStream, server: &mut TcpStream) {
 fn the_sequence_opens_to_its_sender_for_a_time(_: &Namespace) {
     let mut program = Program::start(
         PROGRAM,
-        &["--port", "2222", "--sequence", "7000,9000/udp,7000", "--open-for", "700ms", "--verbose"],
+        &["--port", "2222", "--sequence", "7000,9000/udp,7000", "--open-for", "3s", "--verbose"],
     );
     for address in [V4, V6] {
         let listener = TcpListener::bind((address, HIDDEN)).expect("a listener");
@@ -77,13 +77,14 @@ fn the_sequence_opens_to_its_sender_for_a_time(_: &Namespace) {
         for _ in 0..20 {
             exchange(&mut client, &mut server);
         }
-        program.wait_for_output(&format!("open    {address} for 700ms"));
+        program.wait_for_output(&format!("open    {address} for 3s"));
     }
     let ended = program.interrupt().well();
     assert!(ended.stdout.contains("knock   ::1 2 of 3\n"), "{ended:?}");
     assert!(ended.stdout.contains("refused 127.0.0.2 to 2222/tcp\n"), "{ended:?}");
     assert_eq!(ended.count("opened"), 2);
-    assert_eq!(ended.count("knocks"), 8);
+    // More if the machine was so slow that systems have sent some again.
+    assert!(ended.count("knocks") >= 8, "{ended:?}");
     assert!(ended.count("in") >= 2, "{ended:?}");
     assert_eq!(ended.count("unreadable"), 0);
 }

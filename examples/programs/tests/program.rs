@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 /// How long something that must happen is waited for.
@@ -76,6 +77,16 @@ impl Program {
         kill(Pid::from_raw(self.child.id() as i32), signal).expect("it runs");
     }
 
+    /// Does something while the program stands still, which then finds all of it at once.
+    pub fn at_once(&self, act: impl FnOnce()) {
+        self.signal(Signal::SIGSTOP);
+        let pid = Pid::from_raw(self.child.id() as i32);
+        let status = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).expect("a child");
+        assert_eq!(status, WaitStatus::Stopped(pid, Signal::SIGSTOP));
+        act();
+        self.signal(Signal::SIGCONT);
+    }
+
     /// Whether it has not ended.
     pub fn runs(&mut self) -> bool {
         self.child.try_wait().expect("a child").is_none()
@@ -122,6 +133,15 @@ pub fn count(text: &str, word: &str) -> Option<u64> {
     let plain = |word: &str| word.trim_end_matches([',', ';', '.', ':']).to_owned();
     let mut pairs = words.windows(2).rev().filter(|pair| plain(pair[1]) == word);
     pairs.find_map(|pair| pair[0].parse().ok())
+}
+
+/// How many bytes wait unread in each netfilter socket of this namespace.
+pub fn unread_in_sockets() -> Vec<u64> {
+    const NETLINK_NETFILTER: &str = "12";
+    let table = std::fs::read_to_string("/proc/thread-self/net/netlink").expect("a table");
+    let rows = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let sockets = rows.filter(|row| row[1] == NETLINK_NETFILTER);
+    sockets.map(|row| row[4].parse().expect("a number")).collect()
 }
 
 impl Drop for Program {

@@ -1,18 +1,24 @@
 //! What all programs have in common, seen in one of them.
 
+use std::process::{Command, Stdio};
+
+use netfilterqueue::Queue;
 use netfilterqueue::rules::{Hook, Protocol, Rule, Rules};
 use netfilterqueue_netns::Namespace;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::harness::{Test, tests};
-use crate::program::Program;
+use crate::program::{Program, unread_in_sockets};
+use crate::support::wait_until;
 use crate::traffic::Pair;
 
-pub const TESTS: [Test; 5] = tests![
+pub const TESTS: [Test; 6] = tests![
     somebody_elses_rule_is_left_alone,
     a_number_that_is_taken_is_told_in_one_line,
     what_rules_cannot_match_is_told_in_one_line,
     interfaces_choose_packets,
+    nobody_who_reads_standard_error_is_no_harm,
     packets_that_wait_are_judged_under_load,
 ];
 
@@ -23,15 +29,15 @@ fn somebody_elses_rule_is_left_alone(_: &Namespace) {
     let mut program = Program::spawn(PROGRAM, &["--no-rule", "--queue", "7"]);
     program.wait_for("queue 7 is bound, no rule is installed");
     pair.send(0..2);
-    assert_eq!(pair.numbers(), [0, 1]);
+    pair.expect([0, 1]);
     let rule = Rule::queue(7).protocol(Protocol::UDP).bypass(true);
     let _rules = Rules::new(Hook::OUTPUT).rule(rule).install().unwrap();
     pair.send(2..5);
-    assert_eq!(pair.numbers(), [2, 3, 4]);
+    pair.expect([2, 3, 4]);
     let ended = program.interrupt().well();
     assert_eq!(ended.count("received"), 3, "{ended:?}");
     // It would have gone with the table of the program.
-    let queue = netfilterqueue::Queue::builder(7).nonblocking(true).bind();
+    let queue = Queue::builder(7).nonblocking(true).bind();
     pair.send(5..6);
     let mut queue = queue.unwrap();
     queue.run(|packet| packet.accept()).unwrap();
@@ -72,8 +78,31 @@ fn interfaces_choose_packets(_: &Namespace) {
     ] {
         let program = Program::start(PROGRAM, &arguments);
         pair.send(0..3);
-        assert_eq!(pair.numbers(), [0, 1, 2]);
+        pair.expect([0, 1, 2]);
         assert_eq!(program.interrupt().well().count("received"), received, "{arguments:?}");
+    }
+}
+
+fn nobody_who_reads_standard_error_is_no_harm(_: &Namespace) {
+    let pair = Pair::at("127.0.0.1");
+    for (program, arguments) in [
+        (PROGRAM, &["--interval", "50ms"][..]),
+        (env!("CARGO_BIN_EXE_monitor"), &["--plain", "--interval", "50ms"]),
+        (env!("CARGO_BIN_EXE_dns_filter"), &["--block", "ads.test"]),
+        (env!("CARGO_BIN_EXE_tokio_proxy"), &["--server", "127.0.0.1:9"]),
+    ] {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        // At a time when it has not said anything.
+        drop(child.stderr.take());
+        // A socket for the queue, one for the rule; before the second, signals are caught.
+        wait_until("the queue is bound", || unread_in_sockets().len() >= 2);
+        pair.send(0..3);
+        pair.expect(0..3);
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{program}: {output:?}");
     }
 }
 
@@ -85,7 +114,7 @@ fn packets_that_wait_are_judged_under_load(_: &Namespace) {
     program.signal(Signal::SIGTERM);
     pair.send(60..200);
     let ended = program.ended().well();
-    assert_eq!(pair.numbers(), (0..200).collect::<Vec<_>>());
+    pair.expect(0..200);
     // Which of the later ones came before the rule was paused, nobody knows.
     assert!((60..=200).contains(&ended.count("received")), "{ended:?}");
 }

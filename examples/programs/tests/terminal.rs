@@ -83,6 +83,14 @@ impl Terminal {
         self.keys.as_mut().expect("not hung up").write_all(keys).expect("pressed");
     }
 
+    /// Makes it larger or smaller, as a window. The program is to be told by the kernel.
+    #[allow(dead_code, reason = "only live tests do")]
+    pub fn resize(&self, rows: u16, columns: u16) {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        self.screen.lock().expect("the reader lives").screen_mut().set_size(rows, columns);
+        tcsetwinsize(&self.inner, size).expect("resized");
+    }
+
     /// The process id of the program.
     #[allow(dead_code, reason = "only live tests send signals")]
     pub fn id(&self) -> u32 {

@@ -2,10 +2,10 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use netfilterqueue_netns::Namespace;
 
@@ -32,7 +32,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(answer: fn(&str) -> Option<&'static str>, delay: Duration) -> Self {
+    fn start(answer: fn(&str) -> Option<&'static str>) -> Self {
         let listener = TcpListener::bind((V4, 0)).expect("a listener");
         let address = listener.local_addr().expect("an address");
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -40,7 +40,7 @@ impl Server {
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let noted = Arc::clone(&noted);
-                thread::spawn(move || converse(&stream, answer, delay, &noted));
+                thread::spawn(move || converse(&stream, answer, &noted));
             }
         });
         Self { address, asked }
@@ -54,18 +54,16 @@ impl Server {
 fn converse(
     stream: &TcpStream,
     answer: fn(&str) -> Option<&'static str>,
-    delay: Duration,
     noted: &Mutex<Vec<String>>,
 ) {
     let lines = BufReader::new(stream.try_clone().expect("a duplicate")).lines();
     for line in lines.map_while(Result::ok) {
         let (number, question) = line.split_once(' ').expect("a number");
         noted.lock().expect("no panic").push(question.to_owned());
-        let (number, answer) = (number.to_owned(), answer(question));
+        let (number, question) = (number.to_owned(), question.to_owned());
         let mut stream = stream.try_clone().expect("a duplicate");
         thread::spawn(move || {
-            thread::sleep(delay);
-            if let Some(answer) = answer {
+            if let Some(answer) = answer(&question) {
                 let _ = stream.write_all(format!("{number} {answer}\n").as_bytes());
             }
         });
@@ -93,7 +91,7 @@ fn by_port(question: &str) -> Option<&'static str> {
 }
 
 fn the_server_decides_and_the_rest_stays_in_the_kernel(_: &Namespace) {
-    let server = Server::start(by_port, Duration::ZERO);
+    let server = Server::start(by_port);
     let program = start(server.address, &[]);
     for address in [V4, V6] {
         let [good, bad] = [8080, 8081].map(|port| SocketAddr::new(address, port));
@@ -118,12 +116,16 @@ fn the_server_decides_and_the_rest_stays_in_the_kernel(_: &Namespace) {
 
 fn many_wait_for_their_answers_at_a_time(_: &Namespace) {
     const CONNECTIONS: usize = 60;
-    const DELAY: Duration = Duration::from_millis(300);
-    let server = Server::start(|_| Some("accept"), DELAY);
+    // A server that answers when the test says so.
+    static MAY_ANSWER: AtomicBool = AtomicBool::new(false);
+    let answer = |_: &str| {
+        wait_until("it may answer", || MAY_ANSWER.load(Ordering::SeqCst));
+        Some("accept")
+    };
+    let server = Server::start(answer);
     let (_listener, to) = listen(V4);
     let limited = ["--concurrent", "40", "--timeout", "8s"];
     let program = start(server.address, &limited);
-    let began = Instant::now();
     let connected = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..CONNECTIONS {
@@ -134,11 +136,12 @@ fn many_wait_for_their_answers_at_a_time(_: &Namespace) {
             });
         }
         wait_until("the limit is reached", || server.asked().len() >= 40);
-        // The others are put off, and come again.
+        // They wait side by side, while the others are put off, and come again.
+        thread::sleep(QUIET);
         assert_eq!(server.asked().len(), 40);
+        MAY_ANSWER.store(true, Ordering::SeqCst);
     });
     assert_eq!(connected.load(Ordering::SeqCst), CONNECTIONS);
-    assert!(began.elapsed() < DELAY * 20, "they wait side by side: {:?}", began.elapsed());
     let ended = program.interrupt().well();
     assert_eq!(ended.count("accepted"), CONNECTIONS as u64);
     assert!(ended.count("put") >= 20, "{ended:?}");
@@ -146,13 +149,13 @@ fn many_wait_for_their_answers_at_a_time(_: &Namespace) {
 }
 
 fn silence_and_absence_have_a_policy(_: &Namespace) {
-    let silent = Server::start(|_| None, Duration::ZERO).address;
+    let silent = Server::start(|_| None).address;
     let (gone, absent) = listen(V4);
     drop(gone);
     let (_listener, to) = listen(V4);
     for server in [silent, absent] {
         for (fate, connected) in [("accept", true), ("drop", false)] {
-            let program = start(server, &["--timeout", "100ms", "--on-failure", fate]);
+            let program = start(server, &["--timeout", "1s", "--on-failure", fate]);
             let patience = if connected { SOON } else { QUIET * 3 };
             assert_eq!(connects(to, patience), connected, "{server} {fate}");
             let ended = program.interrupt().well();
@@ -164,10 +167,8 @@ fn silence_and_absence_have_a_policy(_: &Namespace) {
 
 fn a_router_asks_for_those_behind_it(router: &Namespace) {
     let peers = Peers::of(router);
-    let server = Server::start(
-        |question| Some(if question.contains(":8080") { "accept" } else { "drop" }),
-        Duration::ZERO,
-    );
+    let server =
+        Server::start(|question| Some(if question.contains(":8080") { "accept" } else { "drop" }));
     let ports = ["--dport", "8080", "--dport", "8081"];
     let program = start(server.address, &[&["--hook", "forward"][..], &ports].concat());
     for address in [SERVER_V4, SERVER_V6] {
@@ -186,7 +187,7 @@ fn a_router_asks_for_those_behind_it(router: &Namespace) {
 }
 
 fn a_server_that_talks_nonsense_is_left(_: &Namespace) {
-    let server = Server::start(|_| Some("perhaps"), Duration::ZERO);
+    let server = Server::start(|_| Some("perhaps"));
     let (_listener, to) = listen(V4);
     let mut program = start(server.address, &["--on-failure", "accept"]);
     assert!(connects(to, SOON));

@@ -4,8 +4,10 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-/// How long silence is taken for the end.
-pub const SILENCE: Duration = Duration::from_millis(700);
+use crate::program::SOON;
+
+/// How long something that must not arrive is waited for.
+pub const SILENCE: Duration = Duration::from_millis(200);
 
 /// Two sockets in the namespace of the calling thread.
 pub struct Pair {
@@ -34,13 +36,14 @@ impl Pair {
         }
     }
 
-    /// Everything that arrives until there is silence, or until there is as much as was expected
-    /// and a little silence.
-    pub fn receive(&self) -> Vec<Vec<u8>> {
+    /// As many datagrams as are expected, however long that takes, and what else arrives until
+    /// there is silence.
+    pub fn receive(&self, expected: usize) -> Vec<Vec<u8>> {
         let mut datagrams = Vec::new();
-        self.receiver.set_read_timeout(Some(SILENCE)).expect("set");
         let mut buffer = [0; 2048];
         loop {
+            let patience = if datagrams.len() < expected { SOON } else { SILENCE };
+            self.receiver.set_read_timeout(Some(patience)).expect("set");
             match self.receiver.recv(&mut buffer) {
                 Ok(len) => datagrams.push(buffer[..len].to_vec()),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return datagrams,
@@ -49,20 +52,27 @@ impl Pair {
         }
     }
 
-    /// The numbers that arrive, in order.
-    pub fn numbers(&self) -> Vec<u32> {
+    /// The numbers that arrive, in order, of as many datagrams as in [`Pair::receive`].
+    pub fn numbers(&self, expected: usize) -> Vec<u32> {
         let number = |datagram: Vec<u8>| {
             let text = String::from_utf8(datagram).expect("text");
             text.strip_prefix("packet ").expect("one of ours").parse().expect("a number")
         };
-        self.receive().into_iter().map(number).collect()
+        self.receive(expected).into_iter().map(number).collect()
+    }
+
+    /// Exactly these arrive, in this order.
+    #[track_caller]
+    pub fn expect(&self, numbers: impl IntoIterator<Item = u32>) {
+        let numbers: Vec<u32> = numbers.into_iter().collect();
+        assert_eq!(self.numbers(numbers.len()), numbers);
     }
 
     /// How long one datagram takes from here to there.
     pub fn time_one(&self) -> Duration {
         let start = Instant::now();
         self.send(0..1);
-        self.receiver.set_read_timeout(Some(crate::program::SOON)).expect("set");
+        self.receiver.set_read_timeout(Some(SOON)).expect("set");
         self.receiver.recv(&mut [0; 64]).expect("it arrives");
         start.elapsed()
     }

@@ -41,7 +41,7 @@ use std::sync::Arc;
 use clap::Parser;
 use netfilterqueue::rules::Family;
 use netfilterqueue::{Decided, Packet, Queue, Verdict};
-use netfilterqueue_programs::{Flow, Lines, Options, Selection, Session};
+use netfilterqueue_programs::{Flow, Lines, Options, Selection, Session, tell};
 use tags::{Map, Priority, Shown, Tags};
 
 /// Shows the frames that cross a bridge, and puts them into other VLANs
@@ -91,7 +91,8 @@ impl Tagger {
         let new = self.tags.change(old, from.as_deref());
         if !self.quiet {
             let name = |port: Option<Arc<str>>| port.unwrap_or_else(|| "?".into());
-            let way = format!("{} → {}", name(from), name(to));
+            // Who makes a link may put anything into its name.
+            let way = format!("{} → {}", name(from).escape_debug(), name(to).escape_debug());
             let contents = contents(&packet);
             match new {
                 Some(_) => self.lines.print(format_args!(
@@ -111,7 +112,7 @@ impl Tagger {
             Err(error) => {
                 // In its old VLAN it would be where it does not belong.
                 self.numbers.refused += 1;
-                eprintln!("a frame is dropped: {error}");
+                tell(format_args!("a frame is dropped: {error}"));
                 packet.verdict(Verdict::Drop)
             }
         }

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use bytesize::ByteSize;
-use netfilterqueue_programs::{Options, Selection};
+use netfilterqueue_programs::{Options, Selection, amount, mark};
 
 /// Makes a network bad on purpose: loss, delay, jitter, duplicates, reordering, corruption, a low
 /// rate.
@@ -70,7 +69,7 @@ pub(crate) struct Arguments {
     pub(crate) valid_checksums: bool,
 
     /// Bytes per second that get through, IP headers included: 125kB, 1MB
-    #[arg(long, value_name = "BYTES", value_parser = rate)]
+    #[arg(long, value_name = "BYTES", value_parser = amount)]
     pub(crate) rate: Option<u64>,
 
     /// Packets held at most; those beyond are dropped, or with --fail-open pass at once
@@ -126,17 +125,8 @@ fn time(text: &str) -> Result<Duration, String> {
     (time <= Duration::from_secs(3600)).then_some(time).ok_or_else(|| "over an hour".to_owned())
 }
 
-fn rate(text: &str) -> Result<u64, String> {
-    let rate = text.trim_end_matches("/s").parse::<ByteSize>()?.as_u64();
-    (rate > 0).then_some(rate).ok_or_else(|| "nothing would ever get through".to_owned())
-}
-
 fn bit(text: &str) -> Result<u32, String> {
-    let number = match text.strip_prefix("0x") {
-        Some(digits) => u32::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    let number = number.map_err(|error| error.to_string())?;
+    let number = mark(text)?;
     number.is_power_of_two().then_some(number).ok_or_else(|| "not a single bit".to_owned())
 }
 

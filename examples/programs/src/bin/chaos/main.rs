@@ -39,11 +39,12 @@ mod link;
 
 use std::error::Error;
 use std::fmt;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use netfilterqueue::{Decided, EditMode, Packet, Queue, RetainedPacket, Verdict};
-use netfilterqueue_programs::{Session, Work};
+use netfilterqueue_programs::{Session, Work, tell};
 
 use crate::arguments::Arguments;
 use crate::copies::{Copier, Copy};
@@ -69,11 +70,12 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         rule = rule.mark_masked(0, arguments.copy_bit);
     }
     let session = Session::open(&arguments.options, queue, |rules| rules.rule(rule))?;
-    eprintln!("seed {seed}; --seed {seed} repeats this run");
+    tell(format_args!("seed {seed}; --seed {seed} repeats this run"));
     let stats = session.serve(&mut chaos)?;
-    println!("{}", chaos.counts);
+    let mut stdout = io::stdout();
+    writeln!(stdout, "{}", chaos.counts)?;
     if stats.lost > 0 {
-        println!("{} came too fast to be received", stats.lost);
+        writeln!(stdout, "{} came too fast to be received", stats.lost)?;
     }
     Ok(())
 }
@@ -186,7 +188,7 @@ impl Chaos {
                 if let Err(not_sent) = packet.accept() {
                     // Dropped here, it gets the default verdict, which is the same, later.
                     self.counts.unanswered += 1;
-                    eprintln!("{not_sent}");
+                    tell(not_sent);
                 }
             }
             Parcel::Copy(copy) => match self.copier.as_mut().map(|copier| copier.send(&copy)) {

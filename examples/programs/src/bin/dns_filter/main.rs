@@ -38,14 +38,13 @@
 mod message;
 
 use std::error::Error;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use message::{Answer, Reading};
 use netfilterqueue::rules::{Protocol, Rule};
 use netfilterqueue::{Decided, Packet, Queue, Verdict};
-use netfilterqueue_programs::{Domain, Domains, Lines, Options, Segment, Session};
+use netfilterqueue_programs::{Domains, Lines, Lists, Options, Segment, Session, tell};
 
 const DNS: u16 = 53;
 
@@ -53,21 +52,8 @@ const DNS: u16 = 53;
 #[derive(Debug, Parser)]
 #[command(version, mut_arg("hook", |hook| hook.default_value("input")))]
 struct Arguments {
-    /// Block this domain and all names below it; may be repeated
-    #[arg(short, long, value_name = "DOMAIN")]
-    block: Vec<Domain>,
-
-    /// Block the domains of a file: a name on each line, or lines as in /etc/hosts
-    #[arg(short = 'f', long, value_name = "FILE")]
-    block_file: Vec<PathBuf>,
-
-    /// Let this domain and all names below it pass, whatever is blocked; may be repeated
-    #[arg(short, long, value_name = "DOMAIN")]
-    allow: Vec<Domain>,
-
-    /// Let the domains of a file pass
-    #[arg(long, value_name = "FILE")]
-    allow_file: Vec<PathBuf>,
+    #[command(flatten)]
+    lists: Lists,
 
     /// What becomes of answers about blocked domains
     #[arg(long, value_enum, default_value_t = Blocked::Nxdomain, value_name = "HOW")]
@@ -137,7 +123,7 @@ impl Filter {
                 Ok(()) => packet.accept(),
                 Err(error) => {
                     self.numbers.unchanged += 1;
-                    eprintln!("an answer is dropped instead of changed: {error}");
+                    tell(format_args!("an answer is dropped instead of changed: {error}"));
                     packet.verdict(Verdict::Drop)
                 }
             },
@@ -200,17 +186,16 @@ impl Filter {
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
-    let blocked = Domains::gather(&arguments.block, &arguments.block_file)?;
+    let (blocked, allowed) = arguments.lists.gather()?;
     if blocked.is_empty() {
         return Err("nothing is blocked: give --block DOMAIN or a --block-file with a line".into());
     }
-    let allowed = Domains::gather(&arguments.allow, &arguments.allow_file)?;
     let number = arguments.options.queue;
     let from_server = |protocol| Rule::queue(number).protocol(protocol).source_port(DNS);
     let session = Session::open(&arguments.options, Queue::builder(number), |rules| {
         rules.rule(from_server(Protocol::UDP)).rule(from_server(Protocol::TCP))
     })?;
-    eprintln!("domains blocked: {}, allowed: {}", blocked.len(), allowed.len());
+    tell(format_args!("domains blocked: {}, allowed: {}", blocked.len(), allowed.len()));
     let mut filter = Filter {
         blocked,
         allowed,

@@ -59,13 +59,14 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let mut all = Measured::new()?;
     let measuring = measure(&mut session.queue, arguments, &mut measured, &mut all);
     // Those that still wait, too; their verdicts leave when the queue has been emptied.
-    let stats = session.finish(|packet| {
+    let finished = session.finish(|packet| {
         measured.receive(&packet, SystemTime::now());
         work(arguments.work);
         packet.accept()
-    })?;
+    });
     all.absorb(&mut measured);
     measuring?;
+    let stats = finished?;
     let mut stdout = io::stdout();
     all.print(&mut stdout, "all in all")?;
     write!(stdout, "{}", all.most_telling().bars())?;

@@ -39,8 +39,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netfilterqueue::{CopyMode, Decided, Packet, Queue, StopHandle, Verdict};
-use netfilterqueue_programs::{HEADERS, Session};
-use ratatui::crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers};
+use netfilterqueue_programs::{HEADERS, Session, tell};
 
 use crate::arguments::Arguments;
 use crate::flows::{Flows, Order};
@@ -95,8 +94,10 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
                 None => display.print(),
             }
         });
-        let judged = session.run(|packet| judge(packet, &flows));
-        is_over.store(true, Ordering::Release);
+        let judged = {
+            let _over = OverAtEnd(&is_over);
+            session.run(|packet| judge(packet, &flows))
+        };
         (judged, display.join())
     });
     // What went wrong with the queue is more important than what did with the terminal.
@@ -105,7 +106,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         Ok(shown) => shown?,
         Err(panic) => std::panic::resume_unwind(panic),
     }
-    writeln!(io::stderr(), "{} packets passed, {} lost", stats.received, stats.lost)?;
+    tell(format_args!("{} packets passed, {} lost", stats.received, stats.lost));
     Ok(())
 }
 
@@ -122,6 +123,15 @@ struct StopAtEnd(StopHandle);
 impl Drop for StopAtEnd {
     fn drop(&mut self) {
         self.0.stop();
+    }
+}
+
+/// Ends the display when the judging ends, also by a panic: the program would wait for a key.
+struct OverAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for OverAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
 }
 
@@ -142,7 +152,6 @@ enum Key {
     End,
     Sort,
     Still,
-    Nothing,
 }
 
 impl Display<'_> {
@@ -184,8 +193,9 @@ impl Display<'_> {
                 screen.show(&picture)?;
             }
             let wait = LOOK.min(next.saturating_duration_since(now));
-            for event in screen.events(wait)? {
-                match meaning(&event) {
+            let keys = screen.keys(wait)?;
+            for key in meanings(&keys) {
+                match key {
                     Key::End if is_ending => {
                         // It was told to end, and still has packets to judge.
                         drop(screen);
@@ -204,9 +214,9 @@ impl Display<'_> {
                         self.is_still = !self.is_still;
                         picture.is_still = self.is_still;
                     }
-                    Key::Nothing => {}
                 }
-                // Also at another size.
+            }
+            if !keys.is_empty() || screen.is_resized() {
                 screen.show(&picture)?;
             }
         }
@@ -233,17 +243,33 @@ impl Display<'_> {
     }
 }
 
-/// A terminal that shows every key tells Ctrl-C as one.
-fn meaning(event: &Event) -> Key {
-    let Event::Key(key) = event else { return Key::Nothing };
-    if key.kind == KeyEventKind::Release {
-        return Key::Nothing;
-    }
-    match key.code {
-        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Key::End,
-        KeyCode::Char('q') | KeyCode::Esc => Key::End,
-        KeyCode::Char('s') => Key::Sort,
-        KeyCode::Char(' ') => Key::Still,
-        _ => Key::Nothing,
+/// What keys mean. Ctrl-C is one, because the terminal is told to leave that to the program.
+fn meanings(keys: &[u8]) -> Vec<Key> {
+    const CTRL_C: u8 = 3;
+    const ESC: u8 = 27;
+    let (pressed, is_alone) = match keys.iter().position(|&key| key == ESC) {
+        // Keys such as arrows send it with more behind it.
+        Some(at) => (&keys[..at], at + 1 == keys.len()),
+        None => (keys, false),
+    };
+    let meaning = |&key: &u8| match key {
+        b'q' | CTRL_C => Some(Key::End),
+        b's' => Some(Key::Sort),
+        b' ' => Some(Key::Still),
+        _ => None,
+    };
+    pressed.iter().filter_map(meaning).chain(is_alone.then_some(Key::End)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_have_their_meanings() {
+        assert_eq!(meanings(b"xs q"), [Key::Sort, Key::Still, Key::End]);
+        assert_eq!([meanings(b"\x03"), meanings(b"\x1b")], [[Key::End], [Key::End]]);
+        assert_eq!(meanings(b"s\x1b[A"), [Key::Sort], "an arrow");
+        assert_eq!(meanings("äöü".as_bytes()), []);
     }
 }

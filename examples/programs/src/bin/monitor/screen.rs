@@ -4,12 +4,14 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::read;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::cursor::Show;
-use ratatui::crossterm::event::{self, Event};
 use ratatui::crossterm::execute;
 use ratatui::crossterm::terminal::is_raw_mode_enabled;
+use ratatui::layout::Size;
 
 use crate::view::Picture;
 
@@ -18,6 +20,8 @@ use crate::view::Picture;
 pub(crate) struct Screen {
     /// Until it is given back.
     terminal: Option<DefaultTerminal>,
+    /// When it was filled.
+    size: Size,
 }
 
 impl Screen {
@@ -31,33 +35,45 @@ impl Screen {
             ));
         }
         // Its panic hook gives the terminal back before the panic is told.
-        Ok(Self { terminal: Some(ratatui::try_init()?) })
+        Ok(Self { terminal: Some(ratatui::try_init()?), size: Size::ZERO })
     }
 
     pub(crate) fn show(&mut self, picture: &Picture) -> io::Result<()> {
         let Some(terminal) = &mut self.terminal else { return Ok(()) };
-        terminal.draw(|frame| frame.render_widget(picture, frame.area())).map(drop)
+        let filled = terminal.draw(|frame| frame.render_widget(picture, frame.area()))?;
+        self.size = filled.area.as_size();
+        Ok(())
     }
 
-    /// What has been pressed, if something has within a time.
+    /// Whether the terminal has another size than when it was filled.
+    pub(crate) fn is_resized(&self) -> bool {
+        let size = self.terminal.as_ref().and_then(|terminal| terminal.size().ok());
+        size.is_some_and(|size| size != self.size)
+    }
+
+    /// The bytes of what has been pressed, if something has within a time. Read here, because
+    /// crossterm forgets a key that is pressed while the size changes until another one is, and
+    /// looks for keys for ever in a terminal that is gone.
     ///
     /// # Errors
     ///
-    /// That the terminal is gone: crossterm would look for keys there for ever.
-    pub(crate) fn events(&self, within: Duration) -> io::Result<Vec<Event>> {
+    /// That the terminal is gone.
+    pub(crate) fn keys(&self, within: Duration) -> io::Result<Vec<u8>> {
         let stdin = io::stdin();
         let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::try_from(within).unwrap_or(PollTimeout::MAX))?;
-        let ready = fds[0].revents().unwrap_or(PollFlags::empty());
+        let ready = match poll(&mut fds, PollTimeout::try_from(within).unwrap_or(PollTimeout::MAX))
+        {
+            Ok(_) => fds[0].revents().unwrap_or(PollFlags::empty()),
+            Err(Errno::EINTR) => PollFlags::empty(),
+            Err(errno) => return Err(errno.into()),
+        };
         if ready.intersects(PollFlags::POLLHUP | PollFlags::POLLERR) {
             return Err(io::Error::other("the terminal is gone"));
         }
-        // All of them: what crossterm has read already does not show in the next wait.
-        let mut events = Vec::new();
-        while event::poll(Duration::ZERO)? {
-            events.push(event::read()?);
-        }
-        Ok(events)
+        let mut bytes = vec![0; 256];
+        let len = if ready.is_empty() { 0 } else { read(&stdin, &mut bytes)? };
+        bytes.truncate(len);
+        Ok(bytes)
     }
 }
 
@@ -136,8 +152,7 @@ mod tests {
     fn show_for_a_while_and(end: impl FnOnce()) {
         let mut screen = Screen::open().unwrap();
         screen.show(&picture(3)).unwrap();
-        // Until a key is pressed.
-        event::read().unwrap();
+        while screen.keys(Duration::from_secs(60)).unwrap().is_empty() {}
         end();
     }
 }

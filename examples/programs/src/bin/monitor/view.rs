@@ -34,7 +34,7 @@ impl Picture {
     /// The same as lines of text, with so many flows at most.
     pub(crate) fn lines(&self, width: u16, rows: u16) -> Vec<String> {
         let shown = u16::try_from(self.rows.len()).unwrap_or(u16::MAX).min(rows);
-        let area = Rect::new(0, 0, width, ABOVE + AROUND + shown);
+        let area = Rect::new(0, 0, width, shown.saturating_add(ABOVE + AROUND));
         let mut buffer = Buffer::empty(area);
         self.render(area, &mut buffer);
         let line = |y| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>();

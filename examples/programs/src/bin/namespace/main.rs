@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 use clap::{Parser, ValueEnum};
 use netfilterqueue::rules::{Hook, Rules};
 use netfilterqueue::{Decided, Packet, Queue, StopHandle};
-use netfilterqueue_programs::{Lines, Options, Selection, Session, Work};
+use netfilterqueue_programs::{Lines, Selection, Session, Work, tell};
 use target::{Target, Watched};
 
 /// How often it is seen whether the process still lives.
@@ -47,9 +47,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 #[derive(Debug, Parser)]
 #[command(
     version,
-    mut_arg("hook", |hook| hook.hide(true)),
-    mut_arg("fail_open", |fail_open| fail_open.hide(true)),
-    mut_arg("no_rule", |no_rule| no_rule.hide(true)),
     mut_arg("in_interface", |interface| interface.hide(true)),
     mut_arg("out_interface", |interface| interface.hide(true)),
 )]
@@ -72,8 +69,9 @@ struct Arguments {
     #[command(flatten)]
     selection: Selection,
 
-    #[command(flatten)]
-    options: Options,
+    /// Number of the queue
+    #[arg(short, long, default_value_t = 1, value_name = "NUMBER", help_heading = "Queue")]
+    queue: u16,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -104,7 +102,7 @@ impl Arguments {
         let back = Selection { dport: there.sport, sport: there.dport, ..there.clone() };
         let is_one = there.dport == there.sport;
         for selection in [Some(there), (!is_one).then_some(back)].into_iter().flatten() {
-            let rule = selection.rule(self.options.queue).bypass(true);
+            let rule = selection.rule(self.queue).bypass(true);
             let Some(name) = &self.interface else {
                 rules = rules.rule(rule);
                 continue;
@@ -159,7 +157,7 @@ impl Work for Watch {
     fn act(&mut self, now: Instant) -> Result<(), Box<dyn Error>> {
         self.next_look = now + LOOK_EVERY;
         if self.watched.is_deserted() {
-            eprintln!("the process has ended");
+            tell("the process has ended");
             self.stop.stop();
         }
         Ok(())
@@ -168,13 +166,12 @@ impl Work for Watch {
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let watched = arguments.target.open()?;
-    let mut ways = arguments.show.clone();
-    ways.dedup();
-    let rules = ways.iter().map(|&way| arguments.rules(way)).collect();
-    let queue = Queue::builder(arguments.options.queue).gso(!arguments.wire);
-    let options = Options { fail_open: true, ..arguments.options.clone() };
+    // By way, because who is asked for twice would come up twice.
+    let ways = [Way::In, Way::Out, Way::Forward].into_iter().filter(|w| arguments.show.contains(w));
+    let rules = ways.map(|way| arguments.rules(way)).collect();
+    let queue = Queue::builder(arguments.queue).fail_open(true).gso(!arguments.wire);
     // Errors as text, because they come from another thread.
-    let open = || Session::open_at_hooks(&options, queue, rules).map_err(|e| e.to_string());
+    let open = || Session::open_at_hooks(arguments.queue, queue, rules).map_err(|e| e.to_string());
     let session = watched.namespace.run(open)??;
     let (stop, began) = (session.queue.stop_handle(), Instant::now());
     let mut watch = Watch {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use netfilterqueue_programs::{Options, Selection};
+use netfilterqueue_programs::{Options, Selection, mark};
 
 /// Records what passes, with the verdict and the mark of each packet as its comment.
 ///
@@ -42,7 +42,7 @@ pub(crate) struct Arguments {
     pub(crate) drop_port: Vec<u16>,
 
     /// Give packets that pass this mark
-    #[arg(short, long, value_name = "MARK")]
+    #[arg(short, long, value_name = "MARK", value_parser = mark)]
     pub(crate) mark: Option<u32>,
 
     #[command(flatten)]

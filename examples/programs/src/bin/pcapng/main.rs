@@ -37,7 +37,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use netfilterqueue::{CopyMode, Decided, Packet, Queue, StopHandle, Verdict};
-use netfilterqueue_programs::{Flow, Session, Work};
+use netfilterqueue_programs::{Flow, Session, Work, tell};
 
 use crate::arguments::Arguments;
 use crate::record::{Decision, Record};
@@ -71,7 +71,8 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let stats = session.serve(&mut recorder)?;
     let flushed = recorder.record.flush();
     // The standard output may be the file.
-    eprintln!("{} recorded, {} dropped, {} lost", recorder.recorded, recorder.dropped, stats.lost);
+    let Recorder { recorded, dropped, .. } = recorder;
+    tell(format_args!("{recorded} recorded, {dropped} dropped, {} lost", stats.lost));
     match recorder.failure {
         Some(error) => Err(error.into()),
         None => Ok(flushed?),

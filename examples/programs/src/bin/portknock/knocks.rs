@@ -1,5 +1,6 @@
 //! Who has knocked how far, and who may come in.
 
+use std::collections::hash_map::RandomState;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
@@ -21,16 +22,19 @@ pub(crate) enum Heard {
     Wrong,
 }
 
-/// Sources in bounded memory. Of those that are knocking, the ones that have been silent for the
-/// longest time are forgotten when there are too many; the same apart from them for those that may
-/// come in, so that no crowd of knockers shuts them out.
+/// Sources in bounded memory, by a hash with a random key: senders choose their addresses.
+///
+/// Of those that are knocking, the ones that have been silent for the longest time are forgotten
+/// when there are too many; the same apart from them for those that may come in, so that no crowd
+/// of knockers shuts them out.
 #[derive(Debug)]
 pub(crate) struct Knocks {
     sequence: Sequence,
     within: Duration,
     open_for: Duration,
-    knocking: LruCache<IpAddr, Progress>,
-    open: LruCache<IpAddr, Instant>,
+    knocking: LruCache<IpAddr, Progress, RandomState>,
+    /// Since when.
+    open: LruCache<IpAddr, Instant, RandomState>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +52,8 @@ impl Knocks {
         open_for: Duration,
         most: NonZeroUsize,
     ) -> Self {
-        let (knocking, open) = (LruCache::new(most), LruCache::new(most));
+        let knocking = LruCache::with_hasher(most, RandomState::new());
+        let open = LruCache::with_hasher(most, RandomState::new());
         Self { sequence, within, open_for, knocking, open }
     }
 
@@ -68,7 +73,7 @@ impl Knocks {
             false => return Heard::Wrong,
         };
         if done == ports.len() {
-            self.open.push(source, now + self.open_for);
+            self.open.push(source, now);
             return Heard::Opened;
         }
         self.knocking.push(source, Progress { done, since });
@@ -78,7 +83,7 @@ impl Knocks {
     /// Whether a source may come in.
     pub(crate) fn is_open(&mut self, source: IpAddr, now: Instant) -> bool {
         match self.open.get(&source) {
-            Some(&until) if now < until => true,
+            Some(&since) if now.saturating_duration_since(since) < self.open_for => true,
             Some(_) => {
                 self.open.pop(&source);
                 false
@@ -145,6 +150,14 @@ mod tests {
         assert_eq!(knock_at(&mut knocks, &["8/udp"], now + 11 * SECOND), [Heard::Wrong]);
         knock_at(&mut knocks, &["7", "9", "7"], now);
         assert_eq!(knock_at(&mut knocks, &["8/udp"], now + 10 * SECOND), [Heard::Opened]);
+    }
+
+    #[test]
+    fn the_longest_time_does_not_reach_the_end_of_the_clock() {
+        let (mut knocks, now) = (knocks(9), Instant::now());
+        knocks.open_for = Duration::MAX;
+        knock_at(&mut knocks, &["7", "9", "7", "8/udp"], now);
+        assert!(knocks.is_open(source(1), now + HOUR));
     }
 
     #[test]

@@ -196,7 +196,8 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let stats = session.run(|packet| door.judge(packet, bypass))?;
     let Numbers { knocks, opened, let_in, refused, unreadable } = door.numbers;
     door.lines.print(format_args!(
-        "{knocks} knocks, {opened} opened, {let_in} in, {refused} refused, {unreadable} unreadable, {} lost",
+        "{knocks} knocks, {opened} opened, {let_in} in, {refused} refused, {unreadable} unreadable, \
+         {} lost",
         stats.lost
     ));
     Ok(())

@@ -2,8 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-use bytesize::ByteSize;
-use netfilterqueue_programs::{Options, Selection};
+use netfilterqueue_programs::{Options, Selection, amount, mark};
 
 /// Lets each source send so much per second, and drops or marks what is beyond.
 ///
@@ -27,12 +26,12 @@ pub(crate) struct Arguments {
     pub(crate) packets: Option<u64>,
 
     /// Bytes per second that a source may send, IP headers included: 125kB, 1MB
-    #[arg(short, long, value_name = "BYTES", value_parser = bytes)]
+    #[arg(short, long, value_name = "BYTES", value_parser = amount)]
     pub(crate) bytes: Option<u64>,
 
     /// What a bucket holds, in packets, or in bytes with --bytes: what a source that was silent may
     /// send at once. Without it, what a second brings (and room for a packet)
-    #[arg(long, value_name = "AMOUNT", value_parser = bytes)]
+    #[arg(long, value_name = "AMOUNT", value_parser = amount)]
     pub(crate) burst: Option<u64>,
 
     /// Addresses of IPv4 that begin with the same so many bits share a bucket
@@ -60,7 +59,7 @@ pub(crate) struct Arguments {
     pub(crate) sources: NonZeroUsize,
 
     /// Give what is beyond the limit this mark and let it pass, instead of dropping it
-    #[arg(short, long, value_name = "MARK")]
+    #[arg(short, long, value_name = "MARK", value_parser = mark)]
     pub(crate) mark: Option<u32>,
 
     #[command(flatten)]
@@ -68,11 +67,6 @@ pub(crate) struct Arguments {
 
     #[command(flatten)]
     pub(crate) options: Options,
-}
-
-fn bytes(text: &str) -> Result<u64, String> {
-    let amount = text.trim_end_matches("/s").parse::<ByteSize>()?.as_u64();
-    (amount > 0).then_some(amount).ok_or_else(|| "nothing would ever get through".to_owned())
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ mod arguments;
 mod buckets;
 
 use std::error::Error;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -57,8 +58,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let rule = arguments.selection.rule(arguments.options.queue);
     let session = Session::open(&arguments.options, queue, |rules| rules.rule(rule))?;
     session.run(|packet| limiter.judge(packet))?;
-    limiter.report();
-    Ok(())
+    Ok(limiter.report()?)
 }
 
 #[derive(Debug)]
@@ -117,17 +117,20 @@ impl Limiter {
         }
     }
 
-    fn report(&self) {
+    fn report(&self) -> io::Result<()> {
         let Self { received, beyond, unreadable, buckets, .. } = self;
         let fate = if self.mark.is_some() { "marked" } else { "dropped" };
-        println!(
+        let mut stdout = io::stdout();
+        writeln!(
+            stdout,
             "{received} received from {} sources, {beyond} beyond the limit and {fate}, \
              {unreadable} unreadable, {} sources forgotten too early",
             buckets.len(),
             buckets.forgotten
-        );
+        )?;
         for (source, beyond) in buckets.worst(WORST) {
-            println!("{source}: {beyond} beyond the limit");
+            writeln!(stdout, "{source}: {beyond} beyond the limit")?;
         }
+        Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! The starts of connections, put together from their segments until they are decided about.
 
+use std::collections::hash_map::RandomState;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 
@@ -26,7 +27,8 @@ pub(crate) enum Step<D> {
 /// of for the longest time is forgotten.
 #[derive(Debug)]
 pub(crate) struct Flows<D> {
-    flows: LruCache<Flow, State<D>>,
+    /// By a hash with a random key: clients choose their ports.
+    flows: LruCache<Flow, State<D>, RandomState>,
 }
 
 type Flow = (SocketAddr, SocketAddr);
@@ -39,7 +41,7 @@ enum State<D> {
 
 impl<D: Clone> Flows<D> {
     pub(crate) fn new(most: NonZeroUsize) -> Self {
-        Self { flows: LruCache::new(most) }
+        Self { flows: LruCache::with_hasher(most, RandomState::new()) }
     }
 
     /// Follows a TCP segment from a client.

@@ -40,7 +40,6 @@ mod hello;
 use std::error::Error;
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
@@ -48,27 +47,14 @@ use flows::{Flows, Step};
 use hello::{Hello, Start};
 use netfilterqueue::rules::{InstalledRules, Protocol, Rule};
 use netfilterqueue::{Decided, FlowBypass, FlowMarks, Packet, Queue, Verdict};
-use netfilterqueue_programs::{Domain, Domains, Lines, Options, Segment, Session};
+use netfilterqueue_programs::{Domains, Lines, Lists, Options, Segment, Session, tell};
 
 /// Lets TLS connections through, or not, by the name of the server
 #[derive(Debug, Parser)]
 #[command(version, mut_arg("no_rule", |no_rule| no_rule.hide(true)))]
 struct Arguments {
-    /// Drop connections to this domain and all names below it; may be repeated
-    #[arg(short, long, value_name = "DOMAIN")]
-    block: Vec<Domain>,
-
-    /// Block the domains of a file: a name on each line, or lines as in /etc/hosts
-    #[arg(short = 'f', long, value_name = "FILE")]
-    block_file: Vec<PathBuf>,
-
-    /// Accept connections to this domain and all names below it, whatever is blocked
-    #[arg(short, long, value_name = "DOMAIN")]
-    allow: Vec<Domain>,
-
-    /// Allow the domains of a file
-    #[arg(long, value_name = "FILE")]
-    allow_file: Vec<PathBuf>,
+    #[command(flatten)]
+    lists: Lists,
 
     /// What becomes of connections to all other names
     #[arg(long, value_enum, default_value_t = Fate::Accept, value_name = "FATE")]
@@ -216,8 +202,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     if options.no_rule {
         return Err("--no-rule is not for this program: decided flows pass by its own rules".into());
     }
-    let blocked = Domains::gather(&arguments.block, &arguments.block_file)?;
-    let allowed = Domains::gather(&arguments.allow, &arguments.allow_file)?;
+    let (blocked, allowed) = arguments.lists.gather()?;
     if blocked.is_empty() && arguments.others == Fate::Accept {
         return Err(
             "nothing is blocked: give --block DOMAIN, or --allow DOMAIN --others drop".into()
@@ -236,7 +221,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     })?;
     let bypass = session.rules.as_ref().and_then(InstalledRules::flow_bypass);
     let bypass = bypass.ok_or("the rules have no flow bypass")?;
-    eprintln!("domains blocked: {}, allowed: {}", blocked.len(), allowed.len());
+    tell(format_args!("domains blocked: {}, allowed: {}", blocked.len(), allowed.len()));
     let mut filter = Filter {
         policy: Policy {
             blocked,
@@ -253,8 +238,8 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let stats = session.run(|packet| filter.judge(packet, bypass))?;
     let Numbers { accepted, dropped, out_of_order, quic, unreadable, packets } = filter.numbers;
     filter.lines.print(format_args!(
-        "{accepted} accepted, {dropped} dropped; {packets} packets: {out_of_order} early, {quic} QUIC, \
-         {unreadable} unreadable, {} lost",
+        "{accepted} accepted, {dropped} dropped; {packets} packets: {out_of_order} early, \
+         {quic} QUIC, {unreadable} unreadable, {} lost",
         stats.lost
     ));
     Ok(())

@@ -45,6 +45,7 @@
 mod policy;
 
 use std::collections::HashSet;
+use std::collections::hash_map::RandomState;
 use std::error::Error;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -59,7 +60,7 @@ use netfilterqueue::rules::{InstalledRules, Protocol, Rule, Rules};
 use netfilterqueue::{
     Batch, Error as QueueError, FlowBypass, FlowMarks, Packet, Queue, RetainedPacket, Verdict,
 };
-use netfilterqueue_programs::{Lines, Options, Segment, Session};
+use netfilterqueue_programs::{Lines, Options, Segment, Session, tell};
 use policy::{Answer, Policy, Server};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -156,7 +157,8 @@ struct Proxy {
     remember: Duration,
     /// Asked about at present: a SYN that is sent again meanwhile is not asked about again.
     pending: HashSet<Flow>,
-    dropped: LruCache<Flow, Instant>,
+    /// Since when, by a hash with a random key: clients choose their ports.
+    dropped: LruCache<Flow, Instant, RandomState>,
     tasks: JoinSet<(Flow, Outcome)>,
     lines: Lines,
     numbers: Numbers,
@@ -239,7 +241,7 @@ impl Proxy {
                 // A flow that is dropped from its first packet on is not remembered by the kernel.
                 (Answer::Drop, _) => packet.verdict(Verdict::Drop),
             };
-            sent.unwrap_or_else(|not_sent| eprintln!("{not_sent}"));
+            sent.unwrap_or_else(tell);
             (flow, outcome)
         });
         self.pending.insert(flow);
@@ -315,7 +317,7 @@ async fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         concurrent: *concurrent,
         remember: arguments.remember,
         pending: HashSet::new(),
-        dropped: LruCache::new(REMEMBERED),
+        dropped: LruCache::with_hasher(REMEMBERED, RandomState::new()),
         tasks: JoinSet::new(),
         lines: Lines::new(queue.stop_handle()),
         numbers: Numbers::default(),
@@ -343,7 +345,8 @@ async fn serve(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         proxy.numbers;
     proxy.lines.print(format_args!(
         "{accepted} accepted, {dropped} dropped, {failed} failed; {put_off} put off, \
-         {repeated} repeated, {} older or late, {unreadable} unreadable, {lost} lost; at most {most} at a time",
+         {repeated} repeated, {} older or late, {unreadable} unreadable, {lost} lost; \
+         at most {most} at a time",
         older + late
     ));
     Ok(())

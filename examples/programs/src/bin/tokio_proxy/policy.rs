@@ -9,6 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use netfilterqueue_programs::tell;
 use socket2::SockRef;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -90,7 +91,7 @@ async fn serve(server: Server, mut questions: mpsc::Receiver<Question>) {
                 io::ErrorKind::TimedOut.into()
             }
         };
-        eprintln!("policy server {}: {error}", server.address);
+        tell(format_args!("policy server {}: {error}", server.address));
         // Those that have come meanwhile have not been asked, and must not wait for the pause.
         let pause = sleep(PAUSE);
         tokio::pin!(pause);
