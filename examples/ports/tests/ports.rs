@@ -26,8 +26,9 @@ const PRINT_AND_ACCEPT: &str = env!("CARGO_BIN_EXE_print_and_accept");
 const NFQ_PRINT: &str = env!("CARGO_BIN_EXE_nfq_print");
 const GO_NFQUEUE: &str = env!("CARGO_BIN_EXE_go_nfqueue");
 const NFQNL_TEST: &str = env!("CARGO_BIN_EXE_nfqnl_test");
+const PRINT: &str = env!("CARGO_BIN_EXE_print");
 
-const TESTS: [Test; 9] = tests![
+const TESTS: [Test; 10] = tests![
     print_and_accept_tells_protocol_and_length,
     print_and_accept_ends_at_an_interrupt,
     nfq_print_tells_all_that_nfq_has_getters_for,
@@ -37,6 +38,7 @@ const TESTS: [Test; 9] = tests![
     nfqnl_test_tells_the_owner_of_a_local_packet,
     what_was_cut_or_stuck_there_passes_whole,
     wrong_arguments_and_taken_queues_are_explained,
+    the_smallest_example_prints_a_line_for_each_packet,
 ];
 
 fn main() -> ExitCode {
@@ -232,4 +234,20 @@ fn wrong_arguments_and_taken_queues_are_explained(_: &Namespace) {
             assert!(errors.contains(reason), "{errors}");
         }
     }
+}
+
+/// Not a port: the library's own `examples/print.rs`.
+fn the_smallest_example_prints_a_line_for_each_packet(_: &Namespace) {
+    let port = Port::start(PRINT, &["3"]);
+    let _rules = queue_udp(3);
+    let udp = UdpPair::new(V4);
+    (0..port.wait_until_bound(&udp)).for_each(|_| drop(port.line()));
+    udp.send(b"hello");
+    let line = port.line();
+    let ends = [udp.sender.local_addr().unwrap(), udp.receiver_address()];
+    assert!(
+        line.contains(&format!(" UDP {} → {} 33 bytes, output to lo", ends[0], ends[1])),
+        "{line}"
+    );
+    assert_eq!(udp.receive_all(1), [b"hello"]);
 }
