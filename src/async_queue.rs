@@ -71,7 +71,8 @@ impl AsyncQueue {
     pub fn new(queue: Queue) -> Result<Self, Error> {
         if Handle::try_current().is_err() {
             return Err(Error::InvalidQueue(
-                "there is no tokio runtime here; call AsyncQueue::new in one of its tasks, or after Runtime::enter",
+                "there is no tokio runtime here; call AsyncQueue::new in one of its tasks, or \
+                 after Runtime::enter",
             ));
         }
         // Before anything that is not undone by a panic.

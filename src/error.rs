@@ -110,15 +110,16 @@ pub enum Error {
     /// The kernel has neither nft's `queue` expression nor `nft_compat` with the `NFQUEUE` target,
     /// which is of no use in the bridge family; or it has no base chains for the family.
     #[error(
-        "the kernel can put no such queue rule in place: it needs nft_queue (modprobe nft_queue), or, \
-         but not in the bridge family, nft_compat with xt_NFQUEUE"
+        "the kernel can put no such queue rule in place: it needs nft_queue (modprobe nft_queue), \
+         or, but not in the bridge family, nft_compat with xt_NFQUEUE"
     )]
     NoRuleSupport,
     /// The kernel has no `ct` expression of nft, or none that knows connection marks; for the
     /// bridge family, no connection tracking there.
     #[error(
-        "the kernel cannot remember decisions about flows: it has no nft_ct with connection marks (and \
-         for the bridge family nf_conntrack_bridge); load it (modprobe nft_ct) or leave the flow bypass out"
+        "the kernel cannot remember decisions about flows: it has no nft_ct with connection marks \
+         (and for the bridge family nf_conntrack_bridge); load it (modprobe nft_ct) or leave the \
+         flow bypass out"
     )]
     NoFlowSupport,
     /// The kernel refused for another reason.
@@ -142,8 +143,8 @@ pub enum Error {
     /// The kernel's answer did not come. It is lost when the socket's receive buffer is full of
     /// packets.
     #[error(
-        "{operation}{}: no answer from the kernel within {waited:?}; the receive buffer was full or \
-         the kernel is very busy, receive what waits and try again",
+        "{operation}{}: no answer from the kernel within {waited:?}; the receive buffer was full \
+         or the kernel is very busy, receive what waits and try again",
         number(*queue)
     )]
     #[non_exhaustive]
@@ -291,7 +292,8 @@ fn uncut(full: u32) -> &'static str {
 pub enum EditError {
     /// Only a part of the packet was copied: sending it back would cut the packet.
     #[error(
-        "only {copied} of the packet's {full} bytes were copied, so sending it back would cut it; {}",
+        "only {copied} of the packet's {full} bytes were copied, so sending it back would cut it; \
+         {}",
         uncut(*full)
     )]
     Truncated {
@@ -317,8 +319,8 @@ pub enum EditError {
     /// packet's own, but that of a packet inside it (a tunnel), or one of SCTP. The kernel would
     /// not finish it after an edit. [`EditMode::Raw`](crate::EditMode::Raw) lets the edit through.
     #[error(
-        "a checksum that the kernel has yet to finish lies deeper in the packet and would stay unfinished; \
-         turn GSO off to edit it"
+        "a checksum that the kernel has yet to finish lies deeper in the packet and would stay \
+         unfinished; turn GSO off to edit it"
     )]
     UnfinishedChecksum,
     /// The packet is a TCP super-packet ([`SkbInfo::is_gso`](crate::SkbInfo::is_gso)) and the new
