@@ -47,7 +47,10 @@ fn nobody_tests_bridge(host: &Namespace) {
         Ok(rules) => rules,
         Err(error) => {
             assert!(matches!(error, Error::NoRuleSupport), "{error:?}");
-            assert!(error.to_string().contains("it needs nft_queue (modprobe nft_queue)"), "{error}");
+            assert!(
+                error.to_string().contains("it needs nft_queue (modprobe nft_queue)"),
+                "{error}"
+            );
             return lacks("bridge", error);
         }
     };
