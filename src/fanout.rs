@@ -117,7 +117,8 @@ impl Fanout {
     /// what judges that queue's packets, as for [`Queue::run`]. What it returns need not be `Send`.
     ///
     /// A stop that comes together with an error, or when its queue has ended already, is for the
-    /// next run.
+    /// next run. Each run has new threads, so that from the second one on verdicts are exact ones
+    /// ([`Batch::commit`](crate::Batch::commit) tells why).
     ///
     /// # Errors
     ///
