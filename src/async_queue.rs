@@ -19,11 +19,11 @@ use tokio::time::{Sleep, sleep};
 use crate::batch::Batch;
 use crate::binding::Binding;
 use crate::error::{Error, Operation};
-use crate::held::Limit;
 use crate::packet::{Decided, Packet};
 use crate::queue::Queue;
 use crate::receive::{Patience, RETRY_AFTER};
 use crate::retained::RetainedPacket;
+use crate::retention::Limit;
 use crate::run::GIVE_UP_AFTER;
 use crate::stop::StopHandle;
 
@@ -345,7 +345,7 @@ impl AsyncQueue {
         loop {
             // Not the other way round: it takes away what a packet that is let go has announced.
             self.queue.attend()?;
-            if self.queue.binding.held().has_room(self.limit) {
+            if self.queue.binding.retention().has_room(self.limit) {
                 return Poll::Ready(Ok(()));
             }
             ready!(self.poll_wake(cx)).map_err(unwaitable)?;

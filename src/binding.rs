@@ -10,9 +10,8 @@ use netfilterqueue_protocol::verdict::Verdict;
 use crate::deadlines::Deadlines;
 use crate::edit::EditMode;
 use crate::error::{Error, Operation};
-#[cfg(feature = "tokio")]
-use crate::held::Held;
 use crate::interfaces::Interfaces;
+use crate::retention::Retention;
 use crate::socket::Socket;
 use crate::stats::{Counters, KernelStats, KernelTable, Stats, unreadable};
 use crate::stop::WakeUp;
@@ -35,8 +34,7 @@ pub(crate) struct Binding {
     closed: AtomicBool,
     counters: Arc<Counters>,
     deadlines: Deadlines,
-    #[cfg(feature = "tokio")]
-    held: Held,
+    retention: Retention,
     interfaces: Interfaces,
     /// An error as text: an [`io::Error`] may hold anything, which batches would inherit.
     kernel_table: OnceLock<Result<KernelTable, (io::ErrorKind, String)>>,
@@ -69,8 +67,7 @@ impl Binding {
             closed: AtomicBool::new(false),
             counters: Arc::default(),
             deadlines: Deadlines::default(),
-            #[cfg(feature = "tokio")]
-            held: Held::default(),
+            retention: Retention::default(),
             interfaces,
             kernel_table: OnceLock::new(),
             orphans: Mutex::default(),
@@ -106,9 +103,8 @@ impl Binding {
         &self.deadlines
     }
 
-    #[cfg(feature = "tokio")]
-    pub(crate) const fn held(&self) -> &Held {
-        &self.held
+    pub(crate) const fn retention(&self) -> &Retention {
+        &self.retention
     }
 
     pub(crate) const fn interfaces(&self) -> &Interfaces {
@@ -138,7 +134,8 @@ impl Binding {
 
     /// The counters; nothing is held of a queue that is given back.
     pub(crate) fn stats(&self) -> Stats {
-        self.counters.stats(if self.is_closed() { 0 } else { self.outstanding.count() })
+        let held = if self.is_closed() { 0 } else { self.outstanding.count() };
+        Stats { held, retained: self.retention.packets(), ..self.counters.stats() }
     }
 
     /// Marks the queue as given back. Returns whether it was still open.
@@ -261,7 +258,7 @@ impl StatsHandle {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let of = |(counters, binding): &(Arc<Counters>, Weak<Binding>)| {
-            binding.upgrade().map_or_else(|| counters.stats(0), |binding| binding.stats())
+            binding.upgrade().map_or_else(|| counters.stats(), |binding| binding.stats())
         };
         self.queues.iter().map(of).sum()
     }

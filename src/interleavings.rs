@@ -9,7 +9,7 @@ use loom::thread;
 use netfilterqueue_protocol::verdict::Verdict;
 
 use crate::deadlines::Deadlines;
-use crate::held::{Held, Limit};
+use crate::retention::{Limit, Retention};
 use crate::stop::{StopHandle, WakeUp};
 use crate::sync::{Mutex, Shared};
 use crate::verdicts::{Form, Outstanding};
@@ -261,10 +261,15 @@ fn a_packet_is_judged_by_the_program_or_by_its_deadline() {
 }
 
 /// As `AsyncQueue::poll_room` does it: whether there is room, or else it sleeps until the event.
-fn wait_for_room(held: &Held, limit: Limit, wake: &Shared<WakeUp>, let_others_go: fn()) -> bool {
+fn wait_for_room(
+    retention: &Retention,
+    limit: Limit,
+    wake: &Shared<WakeUp>,
+    let_others_go: fn(),
+) -> bool {
     loop {
         wake.reset();
-        if held.has_room(limit) {
+        if retention.has_room(limit) {
             return true;
         }
         let_others_go();
@@ -280,24 +285,24 @@ fn wait_for_room(held: &Held, limit: Limit, wake: &Shared<WakeUp>, let_others_go
 fn who_waits_for_room_is_woken_when_there_is_some() {
     for limit in [Limit { packets: 1, bytes: 100 }, Limit { packets: 2, bytes: 100 }] {
         explore(move |let_others_go| {
-            let (held, wake) = (Shared::new(Held::default()), wake_up());
-            (0..2).for_each(|_| held.add(50));
+            let (retention, wake) = (Shared::new(Retention::default()), wake_up());
+            (0..2).for_each(|_| retention.add(50));
             let judges = [(); 2].map(|()| {
-                let (held, wake) = (Shared::clone(&held), Shared::clone(&wake));
+                let (retention, wake) = (Shared::clone(&retention), Shared::clone(&wake));
                 thread::spawn(move || {
-                    if held.remove(50) {
+                    if retention.remove(50) {
                         wake.wake();
                     }
                 })
             });
             let_others_go();
-            let mut has_room = wait_for_room(&held, limit, &wake, let_others_go);
+            let mut has_room = wait_for_room(&retention, limit, &wake, let_others_go);
             for judge in judges {
                 judge.join().expect("no panic");
             }
             if !has_room {
                 assert!(wake.event().is_readable(), "the task sleeps beside a free place");
-                has_room = wait_for_room(&held, limit, &wake, let_others_go);
+                has_room = wait_for_room(&retention, limit, &wake, let_others_go);
             }
             assert!(has_room);
         });

@@ -46,8 +46,6 @@ mod flow;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
-#[cfg(any(feature = "tokio", all(test, loom)))]
-mod held;
 mod hook;
 mod intake;
 mod interfaces;
@@ -59,6 +57,7 @@ mod packet;
 mod queue;
 mod receive;
 mod retained;
+mod retention;
 #[cfg(feature = "rules")]
 #[cfg_attr(docsrs, doc(cfg(feature = "rules")))]
 pub mod rules;

@@ -41,9 +41,6 @@ pub struct RetainedPacket {
     buffer: Vec<u8>,
     deadline: Option<Deadline>,
     answered: bool,
-    /// Bytes that it is counted with among what is held, whatever it is edited to.
-    #[cfg(feature = "tokio")]
-    held: usize,
 }
 
 #[derive(Debug)]
@@ -58,20 +55,8 @@ impl RetainedPacket {
         let edited = slot.edit().map_or(0, |edit| edit.range().end);
         let len = slot.index.message_len().max(edited);
         let buffer = buffer.get(..len).unwrap_or(buffer).to_vec();
-        binding.counters().retained();
-        #[cfg(feature = "tokio")]
-        let held = buffer.len();
-        #[cfg(feature = "tokio")]
-        binding.held().add(held);
-        Self {
-            binding,
-            slot,
-            buffer,
-            deadline: None,
-            answered: false,
-            #[cfg(feature = "tokio")]
-            held,
-        }
+        binding.retention().add(slot.index.message_len());
+        Self { binding, slot, buffer, deadline: None, answered: false }
     }
 
     /// Accepts the packet, with its changes: one `sendmsg`.
@@ -221,9 +206,7 @@ impl RetainedPacket {
 
 impl Drop for RetainedPacket {
     fn drop(&mut self) {
-        self.binding.counters().released();
-        #[cfg(feature = "tokio")]
-        if self.binding.held().remove(self.held) {
+        if self.binding.retention().remove(self.slot.index.message_len()) {
             self.binding.wake().wake();
         }
         if self.answered {

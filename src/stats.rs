@@ -114,7 +114,6 @@ pub(crate) struct Counters {
     exact: AtomicU64,
     cumulative: AtomicU64,
     calls: AtomicU64,
-    retained: AtomicU64,
     expired: AtomicU64,
     incomplete_edits: AtomicU64,
     received: Mutex<Stats>,
@@ -127,14 +126,6 @@ impl Counters {
         self.answered.fetch_add(datagram.answered(), Ordering::Relaxed);
         self.exact.fetch_add(datagram.exact(), Ordering::Relaxed);
         self.cumulative.fetch_add(datagram.cumulative(), Ordering::Relaxed);
-    }
-
-    pub(crate) fn retained(&self) {
-        self.retained.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn released(&self) {
-        self.retained.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(crate) fn expired(&self, packets: usize) {
@@ -150,17 +141,15 @@ impl Counters {
         *self.received.lock().unwrap_or_else(PoisonError::into_inner) = *received;
     }
 
-    pub(crate) fn stats(&self, held: u64) -> Stats {
+    pub(crate) fn stats(&self) -> Stats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
             answered: read(&self.answered),
             exact_verdicts: read(&self.exact),
             cumulative_verdicts: read(&self.cumulative),
             send_calls: read(&self.calls),
-            retained: read(&self.retained),
             expired: read(&self.expired),
             incomplete_edits: read(&self.incomplete_edits),
-            held,
             ..*self.received.lock().unwrap_or_else(PoisonError::into_inner)
         }
     }
@@ -297,5 +286,32 @@ mod tests {
         assert_eq!(KernelStats::parse(""), None);
         assert_eq!(KernelStats::parse("1 2 3"), None);
         assert_eq!(KernelStats::parse("70000 1 1 2 65531 0 0 0 1"), None);
+    }
+
+    #[test]
+    fn counters_are_added_each_to_its_own() {
+        let counters = |factor: u64| Stats {
+            received: factor,
+            lost: factor * 2,
+            truncated: factor * 3,
+            malformed: factor * 4,
+            unknown: factor * 5,
+            foreign: factor * 6,
+            answered: factor * 7,
+            held: factor * 8,
+            retained: factor * 9,
+            expired: factor * 10,
+            incomplete_edits: factor * 11,
+            exact_verdicts: factor * 12,
+            cumulative_verdicts: factor * 13,
+            refused: factor * 14,
+            overruns: factor * 15,
+            receive_calls: factor * 16,
+            wait_calls: factor * 17,
+            send_calls: factor * 18,
+        };
+        let sum: Stats = [1, 100, 1000].map(counters).into_iter().sum();
+        assert_eq!(sum, counters(1101));
+        assert_eq!(Stats::default() + counters(1), counters(1));
     }
 }

@@ -112,9 +112,8 @@ impl Rules {
         loop {
             let table = attempt.table(connection.port());
             let plan = self.plan(&table, attempt)?;
-            let done = plan
-                .rehearse(&table, &mut connection, family)
-                .and_then(|()| plan.carry_out(&mut connection, family));
+            let mut commit = |parts| commit(&mut connection, family, parts);
+            let done = commit(plan.rehearsal(&table)).and_then(|()| commit(plan.installation()));
             match done {
                 Ok(()) => {
                     let bypass = self.flow_marks.map(FlowBypass::assume_installed);
@@ -203,8 +202,8 @@ enum Part {
     Queue,
 }
 
-/// Why a transaction was not applied, and what the refused message was for.
-type Refusal = (Option<Part>, Failure);
+/// The messages of a transaction, in their order.
+type Parts = Vec<(Part, Request)>;
 
 impl Plan {
     /// Finds out whether the kernel can do it, with a chain that has no hook and is gone again at
@@ -213,32 +212,23 @@ impl Plan {
     ///
     /// Rules about flows are left out: they turn connection tracking on, whose hooks would be taken
     /// back as well.
-    fn rehearse(
-        &self,
-        table: &str,
-        connection: &mut Connection,
-        family: NetfilterProtoFamily,
-    ) -> Result<(), Refusal> {
+    fn rehearsal(&self, table: &str) -> Parts {
         let chain = requests::new_unhooked_chain(table, requests::QUEUE);
-        let parts = iter::once((Part::Table, self.table.clone()))
+        iter::once((Part::Table, self.table.clone()))
             .chain([(Part::Chain, chain)])
             .chain(with(Part::Queue, &self.queue_chain.queueing))
-            .chain([(Part::Chain, requests::delete_table(table))]);
-        commit(connection, family, parts)
+            .chain([(Part::Table, requests::delete_table(table))])
+            .collect()
     }
 
-    fn carry_out(
-        &self,
-        connection: &mut Connection,
-        family: NetfilterProtoFamily,
-    ) -> Result<(), Refusal> {
+    fn installation(&self) -> Parts {
         let ChainRules { decided, queueing } = &self.queue_chain;
-        let parts = iter::once((Part::Table, self.table.clone()))
+        iter::once((Part::Table, self.table.clone()))
             .chain(with(Part::Chain, &self.chains))
             .chain(with(Part::Flow, &self.remember))
             .chain(with(Part::Flow, decided))
-            .chain(with(Part::Queue, queueing));
-        commit(connection, family, parts)
+            .chain(with(Part::Queue, queueing))
+            .collect()
     }
 }
 
@@ -246,19 +236,21 @@ fn with(part: Part, requests: &[Request]) -> impl Iterator<Item = (Part, Request
     requests.iter().map(move |request| (part, request.clone()))
 }
 
+/// Tells of a refusal also what the refused message was for.
 fn commit(
     connection: &mut Connection,
     family: NetfilterProtoFamily,
-    requests: impl Iterator<Item = (Part, Request)>,
-) -> Result<(), Refusal> {
-    let (parts, requests): (Vec<_>, Vec<_>) = requests.unzip();
-    connection.commit(family, requests).map_err(|failure| {
-        let place = match &failure {
-            Failure::Refused { request, .. } => *request,
-            Failure::Unanswered(_) => None,
-        };
-        (place.and_then(|place| parts.get(place).copied()), failure)
-    })
+    parts: Parts,
+) -> Result<(), (Option<Part>, Failure)> {
+    let (parts, requests): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+    connection.commit(family, requests).map_err(|failure| (refused(&parts, &failure), failure))
+}
+
+fn refused(parts: &[Part], failure: &Failure) -> Option<Part> {
+    match failure {
+        Failure::Refused { request, .. } => request.and_then(|place| parts.get(place).copied()),
+        Failure::Unanswered(_) => None,
+    }
 }
 
 /// One way to install; a refusal leads to the next.
@@ -318,7 +310,43 @@ impl Attempt {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_netfilter::nftables::{ChainAttribute, NfTablesMessage};
+
     use super::*;
+
+    #[test]
+    fn a_refusal_is_told_by_the_place_of_its_message() {
+        use Part::{Chain, Flow, Queue, Table};
+        let rules = Rules::new(Hook::INPUT).rule(Rule::queue(1)).rule(Rule::queue(2));
+        let rules = rules.flow_bypass(FlowMarks::default());
+        let plan = rules.plan("t", Attempt::first(Family::INET)).expect("a plan");
+        let parts = |parts: Parts| parts.into_iter().map(|(part, _)| part).collect::<Vec<_>>();
+        // Five rules that remember, three that decide, two that queue.
+        let installation = parts(plan.installation());
+        let flow = [Flow; 8];
+        assert_eq!(installation, [&[Table, Chain, Chain][..], &flow, &[Queue, Queue]].concat());
+        assert_eq!(parts(plan.rehearsal("t")), [Table, Chain, Queue, Queue, Table]);
+        let at = |request| Failure::Refused { request, errno: Errno::ENOENT, explanation: None };
+        assert_eq!(refused(&installation, &at(Some(2))), Some(Chain));
+        assert_eq!(refused(&installation, &at(Some(3))), Some(Flow));
+        assert_eq!(refused(&installation, &at(Some(12))), Some(Queue));
+        assert_eq!(refused(&installation, &at(Some(13))), None);
+        assert_eq!(refused(&installation, &at(None)), None);
+    }
+
+    /// What is refused because of a rule must not have made a hook by then.
+    #[test]
+    fn a_rehearsal_has_no_hook() {
+        let has_hook = |(_, request): &(Part, Request)| {
+            let message = &request.message;
+            matches!(message, NfTablesMessage::NewChain(chain)
+                if chain.attributes.iter().any(|it| matches!(it, ChainAttribute::Hook(_))))
+        };
+        let rules = Rules::new(Hook::INPUT).rule(Rule::queue(1)).flow_bypass(FlowMarks::default());
+        let plan = rules.plan("t", Attempt::first(Family::INET)).expect("a plan");
+        assert_eq!(plan.installation().iter().filter(|part| has_hook(part)).count(), 2);
+        assert_eq!(plan.rehearsal("t").iter().filter(|part| has_hook(part)).count(), 0);
+    }
 
     fn after(attempt: Attempt, part: Part, errno: Errno) -> Result<Attempt, Error> {
         let failure = Failure::Refused { request: Some(0), errno, explanation: None };

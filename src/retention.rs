@@ -4,7 +4,7 @@ use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
 /// The retained packets of a binding.
 #[derive(Debug, Default)]
-pub(crate) struct Held {
+pub(crate) struct Retention {
     packets: AtomicU64,
     bytes: AtomicU64,
     /// Somebody waits for a packet to be let go.
@@ -12,13 +12,14 @@ pub(crate) struct Held {
 }
 
 /// How much may be retained.
+#[cfg(any(feature = "tokio", test))]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limit {
     pub(crate) packets: u64,
     pub(crate) bytes: u64,
 }
 
-impl Held {
+impl Retention {
     pub(crate) fn add(&self, bytes: usize) {
         self.packets.fetch_add(1, Ordering::SeqCst);
         self.bytes.fetch_add(bytes as u64, Ordering::SeqCst);
@@ -34,8 +35,14 @@ impl Held {
         self.is_awaited.swap(false, Ordering::SeqCst)
     }
 
-    /// Whether one more packet may be retained. If not, the next [`Held::remove`] tells that
+    /// How many packets are retained.
+    pub(crate) fn packets(&self) -> u64 {
+        self.packets.load(Ordering::Relaxed)
+    }
+
+    /// Whether one more packet may be retained. If not, the next [`Retention::remove`] tells that
     /// somebody waits for it.
+    #[cfg(any(feature = "tokio", test))]
     pub(crate) fn has_room(&self, limit: Limit) -> bool {
         if self.is_below(limit) {
             return true;
@@ -45,6 +52,7 @@ impl Held {
         self.is_below(limit)
     }
 
+    #[cfg(any(feature = "tokio", test))]
     fn is_below(&self, limit: Limit) -> bool {
         self.packets.load(Ordering::SeqCst) < limit.packets
             && self.bytes.load(Ordering::SeqCst) < limit.bytes
@@ -59,27 +67,27 @@ mod tests {
 
     #[test]
     fn there_is_room_below_both_limits() {
-        let held = Held::default();
-        held.add(99);
-        assert!(held.has_room(LIMIT));
-        assert!(!held.remove(99), "nobody waits");
-        held.add(100);
-        assert!(!held.has_room(LIMIT), "the bytes are reached");
-        assert!(held.remove(100), "that was waited for");
-        held.add(0);
-        held.add(0);
-        assert!(!held.has_room(LIMIT), "the packets are reached");
+        let retention = Retention::default();
+        retention.add(99);
+        assert!(retention.has_room(LIMIT));
+        assert!(!retention.remove(99), "nobody waits");
+        retention.add(100);
+        assert!(!retention.has_room(LIMIT), "the bytes are reached");
+        assert!(retention.remove(100), "that was waited for");
+        retention.add(0);
+        retention.add(0);
+        assert!(!retention.has_room(LIMIT), "the packets are reached");
     }
 
     #[test]
     fn who_waits_is_woken_once() {
-        let held = Held::default();
-        (0..4).for_each(|_| held.add(1));
-        assert!(!held.has_room(LIMIT));
-        assert!(held.remove(1));
-        assert!(!held.remove(1), "whoever was woken has not asked again");
-        assert!(!held.has_room(LIMIT));
-        assert!(held.remove(1));
-        assert!(held.has_room(LIMIT));
+        let retention = Retention::default();
+        (0..4).for_each(|_| retention.add(1));
+        assert!(!retention.has_room(LIMIT));
+        assert!(retention.remove(1));
+        assert!(!retention.remove(1), "whoever was woken has not asked again");
+        assert!(!retention.has_room(LIMIT));
+        assert!(retention.remove(1));
+        assert!(retention.has_room(LIMIT));
     }
 }
